@@ -1,0 +1,5 @@
+//! The vtep daemon and command line, as a library: `model` decides, `netlink`
+//! and `dataplane` touch the kernel, `controller` connects them, `api` and
+//! `cli` talk to people.
+
+pub mod kernel;
