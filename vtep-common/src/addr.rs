@@ -98,7 +98,11 @@ mod text {
                     write!(f, "`{text}` is not a MAC address such as 02:00:00:00:00:01")
                 }
                 Self::Vni(text) => {
-                    write!(f, "`{text}` is not a VNI: an integer from 0 to {}", Vni::MAX)
+                    write!(
+                        f,
+                        "`{text}` is not a VNI: an integer from 0 to {}",
+                        Vni::MAX
+                    )
                 }
             }
         }
@@ -169,9 +173,8 @@ mod serde_impl {
     impl<'de> Deserialize<'de> for Vni {
         fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
             let value = u32::deserialize(d)?;
-            Self::new(value).ok_or_else(|| {
-                D::Error::custom(super::ParseError::Vni(value.to_string()))
-            })
+            Self::new(value)
+                .ok_or_else(|| D::Error::custom(super::ParseError::Vni(value.to_string())))
         }
     }
 }
@@ -186,8 +189,15 @@ mod tests {
         assert_eq!(mac, MacAddr([2, 10, 255, 0, 1, 0x9e]));
         assert_eq!(mac.to_string(), "02:0a:ff:00:01:9e");
         assert_eq!(MacAddr::from_bits(mac.to_bits()), mac);
-        for bad in ["", "02:00:00:00:00", "02:00:00:00:00:01:02", "02:00:00:00:00:1g",
-                    "02-00-00-00-00-01", "+2:00:00:00:00:01", "002:0:0:0:0:1"] {
+        for bad in [
+            "",
+            "02:00:00:00:00",
+            "02:00:00:00:00:01:02",
+            "02:00:00:00:00:1g",
+            "02-00-00-00-00-01",
+            "+2:00:00:00:00:01",
+            "002:0:0:0:0:1",
+        ] {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
     }

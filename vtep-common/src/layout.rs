@@ -1,1 +1,378 @@
-//! layout
+//! Keys and values of the BPF maps: plain integers and byte arrays, explicit
+//! padding, layouts asserted. Integers are host order, byte arrays wire order.
+//! `LAYOUT_VERSION` is part of the pin path: maps of another layout are never
+//! adopted.
+
+use crate::outcome::Outcome;
+use crate::wire::{Ethernet, Ipv4, Udp};
+use crate::{MacAddr, Vni};
+
+/// Raise whenever a key, a value or the meaning of a bit changes.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Number of a segment on this host, 1 and up; 0 counts frames of no segment.
+pub type SegmentId = u16;
+
+/// Key of `FDB`: segment and MAC in one integer, so that the program builds it
+/// with one shift from an unaligned load.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(transparent)]
+pub struct FdbKey(u64);
+
+impl FdbKey {
+    pub const fn new(segment: SegmentId, mac: MacAddr) -> Self {
+        Self::from_bits(segment, mac.to_bits())
+    }
+
+    /// `mac_bits` as from [`MacAddr::to_bits`].
+    #[inline(always)]
+    pub const fn from_bits(segment: SegmentId, mac_bits: u64) -> Self {
+        Self(((segment as u64) << 48) | mac_bits)
+    }
+
+    pub const fn segment(self) -> SegmentId {
+        (self.0 >> 48) as u16
+    }
+
+    pub const fn mac(self) -> MacAddr {
+        MacAddr::from_bits(self.0)
+    }
+
+    /// Check value stored beside the entry. A preallocated hash element can be
+    /// recycled for another key while a reader still holds its address
+    /// (kernel/bpf/hashtab.c); the tag lets the reader notice.
+    #[inline(always)]
+    pub const fn tag(self) -> u16 {
+        ((self.0 >> 32) ^ (self.0 >> 48) ^ (self.0 >> 16)) as u16
+    }
+}
+
+/// Value of `FDB`, read and written as one 8-byte word.
+/// Bits 0-31 location index, 32-47 tag, 48-55 flags, 56-63 epoch of last use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct FdbValue(pub u64);
+
+impl FdbValue {
+    /// The entry was made through the API; kept so that a restart knows.
+    pub const OWNER_API: u8 = 1;
+    /// Byte of the value that holds the epoch (little endian).
+    pub const EPOCH_BYTE: usize = 7;
+
+    pub const fn new(key: FdbKey, location: u32, flags: u8, epoch: u8) -> Self {
+        Self(
+            location as u64
+                | ((key.tag() as u64) << 32)
+                | ((flags as u64) << 48)
+                | ((epoch as u64) << 56),
+        )
+    }
+
+    #[inline(always)]
+    pub const fn location(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    pub const fn tag(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    pub const fn flags(self) -> u8 {
+        (self.0 >> 48) as u8
+    }
+
+    #[inline(always)]
+    pub const fn epoch(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+}
+
+/// Value of `LOCATIONS`: where an endpoint is. One aligned 8-byte store moves it.
+/// Bits 0-7 kind, 8-31 generation, 32-63 index.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Location(pub u64);
+
+/// What the index of a [`Location`] means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Left to the kernel: unresolved next hop, unaccelerated port, free slot.
+    Kernel,
+    /// A port of this host, by ifindex.
+    Port(u32),
+    /// A slot of `REMOTES`.
+    Remote(u32),
+}
+
+impl Location {
+    pub const KIND_KERNEL: u8 = 0;
+    pub const KIND_PORT: u8 = 1;
+    pub const KIND_REMOTE: u8 = 2;
+    pub const GENERATION_MAX: u32 = 0xff_ffff;
+
+    /// Index 0 of `LOCATIONS` is never handed out: it always means "kernel".
+    pub const NONE: u32 = 0;
+
+    pub const fn new(place: Place, generation: u32) -> Self {
+        let (kind, index) = match place {
+            Place::Kernel => (Self::KIND_KERNEL, 0),
+            Place::Port(ifindex) => (Self::KIND_PORT, ifindex),
+            Place::Remote(slot) => (Self::KIND_REMOTE, slot),
+        };
+        Self(
+            kind as u64
+                | (((generation & Self::GENERATION_MAX) as u64) << 8)
+                | ((index as u64) << 32),
+        )
+    }
+
+    #[inline(always)]
+    pub const fn kind(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 8) as u32 & Self::GENERATION_MAX
+    }
+
+    /// Unknown kinds read as [`Place::Kernel`]: pass when in doubt.
+    pub const fn place(self) -> Place {
+        match self.kind() {
+            Self::KIND_PORT => Place::Port(self.index()),
+            Self::KIND_REMOTE => Place::Remote(self.index()),
+            _ => Place::Kernel,
+        }
+    }
+}
+
+/// Outer Ethernet, IPv4 and UDP header of a remote as stored in [`Remote`]:
+/// lengths, checksums, source port and ECN bits are patched per frame.
+pub const HEADER_V4_LEN: usize = size_of::<Ethernet>() + size_of::<Ipv4>() + size_of::<Udp>();
+
+/// Value of `REMOTES`: everything about one way to one remote VTEP. 128 bytes;
+/// an IPv4 remote needs the first 64 only.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C, align(8))]
+pub struct Remote {
+    /// Egress device.
+    pub ifindex: u32,
+    /// `REMOTE_*` bits.
+    pub flags: u16,
+    /// Ones-complement sum of the IPv4 header with total length, identification
+    /// and checksum zero, folded to 16 bits, host order (see `checksum`).
+    pub ip_sum: u16,
+    /// VNI the remote expects where it differs from the segment's (R14): the
+    /// wire word (VNI, zero byte) as [`Segment::vni_word`]; 0: none.
+    pub vni_word: u32,
+    /// Smallest UDP source port.
+    pub port_min: u16,
+    /// Number of UDP source ports, at least 1.
+    pub port_count: u16,
+    /// Outer header in wire order; bytes beyond the header are zero.
+    pub header: [u8; 112],
+}
+
+/// A UDP checksum is sent (the device's `udpcsum`, R5).
+pub const REMOTE_UDP_CHECKSUM: u16 = 1;
+
+impl Remote {
+    pub const EMPTY: Self = Self {
+        ifindex: 0,
+        flags: 0,
+        ip_sum: 0,
+        vni_word: 0,
+        port_min: 0,
+        port_count: 1,
+        header: [0; 112],
+    };
+
+    /// IPv4 address of the remote.
+    #[inline(always)]
+    pub fn destination_v4(&self) -> [u8; 4] {
+        let h = &self.header;
+        [h[30], h[31], h[32], h[33]]
+    }
+}
+
+/// VNI as the last four bytes of a VXLAN header, read as a native integer.
+#[inline(always)]
+pub const fn vni_word(vni: Vni) -> u32 {
+    (vni.get() << 8).to_be()
+}
+
+/// Value of `PORTS`: the segment a port belongs to, by ifindex.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C, align(8))]
+pub struct Port {
+    /// FDB key (segment, MAC) of the first MAC seen behind the port, compared
+    /// before any lookup; 0: none.
+    pub first_key: u64,
+    /// VNI of the segment, see [`vni_word`].
+    pub vni_word: u32,
+    pub segment: SegmentId,
+    /// Largest frame the tunnel takes, Ethernet header included, bytes.
+    pub tunnel_max_bytes: u16,
+    /// Largest frame every accelerated port of the segment takes, bytes.
+    pub local_max_bytes: u16,
+    pub pad: [u8; 5],
+    /// Epoch in which `first_key` last sent (see [`Config::epoch`]).
+    pub epoch: u8,
+}
+
+/// Key of `VNIS`: which VXLAN device a frame is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[repr(transparent)]
+pub struct VniKey(pub u64);
+
+impl VniKey {
+    /// IPv4 underlay. `udp_port` in host order.
+    pub const fn v4(vni: Vni, udp_port: u16) -> Self {
+        Self::from_words(vni_word(vni), udp_port.to_be())
+    }
+
+    /// From the words as they lie on the wire, read as native integers.
+    #[inline(always)]
+    pub const fn from_words(vni_word: u32, udp_port: u16) -> Self {
+        Self(vni_word as u64 | ((udp_port as u64) << 32) | (4 << 48))
+    }
+
+    pub const fn vni(self) -> u32 {
+        u32::from_be(self.0 as u32) >> 8
+    }
+
+    pub const fn udp_port(self) -> u16 {
+        u16::from_be((self.0 >> 32) as u16)
+    }
+}
+
+/// Value of `VNIS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C, align(4))]
+pub struct Segment {
+    /// Address the device receives on.
+    pub local: [u8; 4],
+    pub id: SegmentId,
+    /// `SEGMENT_*` bits.
+    pub flags: u16,
+    /// Largest inner frame that every accelerated port takes, Ethernet header
+    /// included, bytes.
+    pub local_max_bytes: u16,
+    pub pad: [u8; 2],
+}
+
+/// The kernel learns from frames: unknown or moved sources pass (R7).
+pub const SEGMENT_LEARNING: u16 = 1;
+
+/// Number of uplink MAC addresses the program compares against.
+pub const UPLINKS_MAX: usize = 8;
+
+/// The one element of `CONFIG`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C, align(8))]
+pub struct Config {
+    /// Addresses of the uplinks, see [`MacAddr::to_bits`]; unused: all ones.
+    pub uplink_macs: [u64; UPLINKS_MAX],
+    /// Current epoch; entries that carried traffic in it are marked with it.
+    pub epoch: u8,
+    pub pad: [u8; 7],
+}
+
+/// Value of `STATS`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C, align(8))]
+pub struct Counter {
+    pub frames: u64,
+    pub bytes: u64,
+}
+
+/// Index into `STATS`. Counters are kept per segment and outcome, so that one
+/// increment serves both tables and nothing is counted twice.
+#[inline(always)]
+pub const fn stats_index(segment: SegmentId, outcome: Outcome) -> u32 {
+    segment as u32 * Outcome::SLOTS + outcome as u32
+}
+
+const _: () = {
+    assert!(size_of::<Remote>() == 128);
+    assert!(core::mem::offset_of!(Remote, header) == 16);
+    assert!(HEADER_V4_LEN == 42);
+    assert!(size_of::<Port>() == 24);
+    assert!(core::mem::offset_of!(Port, epoch) == 23);
+    assert!(size_of::<Segment>() == 12);
+    assert!(size_of::<Config>() == 72);
+    assert!(size_of::<Counter>() == 16);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{Config, Counter, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey};
+
+    macro_rules! pod {
+        ($($t:ty),*) => { $(
+            // SAFETY: integers and byte arrays with explicit padding only.
+            unsafe impl aya::Pod for $t {}
+        )* };
+    }
+    pod!(
+        Config, Counter, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdb_key_and_value_keep_their_fields() {
+        let mac = MacAddr([0x02, 1, 2, 3, 4, 5]);
+        let key = FdbKey::new(0xabcd, mac);
+        assert_eq!((key.segment(), key.mac()), (0xabcd, mac));
+        let value = FdbValue::new(key, 0x0123_4567, 1, 0xfe);
+        assert_eq!(value.location(), 0x0123_4567);
+        assert_eq!(
+            (value.tag(), value.flags(), value.epoch()),
+            (key.tag(), 1, 0xfe)
+        );
+        assert_eq!(value.0.to_le_bytes()[FdbValue::EPOCH_BYTE], 0xfe);
+    }
+
+    #[test]
+    fn tags_of_neighbouring_macs_differ() {
+        let base = FdbKey::new(1, MacAddr([2, 0, 0, 0, 0, 0]));
+        for i in 1..=0xffffu64 {
+            let [a, b, ..] = i.to_le_bytes();
+            assert_ne!(
+                FdbKey::new(1, MacAddr([2, 0, 0, 0, b, a])).tag(),
+                base.tag()
+            );
+        }
+    }
+
+    #[test]
+    fn location_round_trips_and_unknown_kinds_pass() {
+        for place in [Place::Kernel, Place::Port(70_000), Place::Remote(3)] {
+            let location = Location::new(place, 0x12_3456);
+            assert_eq!(
+                (location.place(), location.generation()),
+                (place, 0x12_3456)
+            );
+        }
+        assert_eq!(Location(0xff).place(), Place::Kernel);
+    }
+
+    #[test]
+    fn vni_key_is_built_from_wire_words() {
+        let vni = Vni::new(0x01_0203).unwrap();
+        let wire_vni = u32::from_ne_bytes([1, 2, 3, 0]);
+        let wire_port = u16::from_ne_bytes([0x12, 0xb5]);
+        let key = VniKey::from_words(wire_vni, wire_port);
+        assert_eq!(key, VniKey::v4(vni, 4789));
+        assert_eq!((key.vni(), key.udp_port()), (0x01_0203, 4789));
+    }
+}

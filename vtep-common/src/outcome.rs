@@ -103,7 +103,10 @@ impl Outcome {
 
     /// Whether the frame took the fast path (as opposed to passed or dropped).
     pub const fn is_fast(self) -> bool {
-        matches!(self, Self::IngressLocal | Self::EgressRemote | Self::EgressLocal)
+        matches!(
+            self,
+            Self::IngressLocal | Self::EgressRemote | Self::EgressLocal
+        )
     }
 }
 
@@ -116,7 +119,11 @@ mod tests {
         for (i, a) in Outcome::ALL.iter().enumerate() {
             assert!((*a as u32) < Outcome::SLOTS);
             assert!(*a as u32 != 0, "0 is reserved");
-            assert!(a.name().bytes().all(|c| c.is_ascii_lowercase() || c == b'-'));
+            assert!(
+                a.name()
+                    .bytes()
+                    .all(|c| c.is_ascii_lowercase() || c == b'-')
+            );
             for b in &Outcome::ALL[..i] {
                 assert!((*b as u8) < (*a as u8), "{a:?} is out of order");
                 assert_ne!(a.name(), b.name());

@@ -137,7 +137,9 @@ pub struct Ipv6Flow {
     pub ports: [u8; 4],
 }
 
-wire!(Ethernet, Ipv4, Udp, Vxlan, OuterV4, InnerHead, Ipv4Flow, Ipv6Flow);
+wire!(
+    Ethernet, Ipv4, Udp, Vxlan, OuterV4, InnerHead, Ipv4Flow, Ipv6Flow
+);
 const _: () = assert!(OuterV4::LEN == 50 && InnerHead::LEN == 16);
 const _: () = assert!(Ipv4Flow::LEN == 24 && Ipv6Flow::LEN == 44);
 
