@@ -21,3 +21,42 @@ pub const fn decap_is_identity(outer_tos: u8, inner_tos: u8) -> bool {
         _ => inner == CE,
     }
 }
+
+/// ECN bits of the outer header for an inner TOS, as `INET_ECN_encapsulate`
+/// does it.
+#[inline(always)]
+pub const fn encap(inner_tos: u8) -> u8 {
+    inner_tos & MASK
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 6040 figure 4, rows inner, columns outer: the inner mark after
+    /// decapsulation, or `None` where the frame is dropped or logged.
+    const FIGURE_4: [[Option<u8>; 4]; 4] = [
+        // outer Not-ECT, ECT(1), ECT(0), CE
+        [Some(NOT_ECT), None, None, None], // inner Not-ECT
+        [Some(ECT_1), Some(ECT_1), Some(ECT_1), Some(CE)], // inner ECT(1)
+        [Some(ECT_0), Some(ECT_1), Some(ECT_0), Some(CE)], // inner ECT(0)
+        [Some(CE), Some(CE), Some(CE), Some(CE)], // inner CE
+    ];
+
+    #[test]
+    fn r27_identity_cells_of_the_decap_table() {
+        for inner in 0..4u8 {
+            for outer in 0..4u8 {
+                let expected = FIGURE_4[inner as usize][outer as usize] == Some(inner);
+                // The upper six bits must not matter.
+                for dscp in [0, 0xb8, 0xfc] {
+                    assert_eq!(
+                        decap_is_identity(outer | dscp, inner | !dscp & 0xfc),
+                        expected,
+                        "outer {outer} inner {inner}"
+                    );
+                }
+            }
+        }
+    }
+}

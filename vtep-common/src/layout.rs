@@ -164,8 +164,8 @@ pub struct Remote {
     pub ifindex: u32,
     /// `REMOTE_*` bits.
     pub flags: u16,
-    /// Ones-complement sum of the IPv4 header with total length, identification
-    /// and checksum zero, folded to 16 bits, host order (see `checksum`).
+    /// Folded sum (see `checksum`) of the IPv4 header with total length,
+    /// identification, checksum and ECN bits zero.
     pub ip_sum: u16,
     /// VNI the remote expects where it differs from the segment's (R14): the
     /// wire word (VNI, zero byte) as [`Segment::vni_word`]; 0: none.
@@ -271,6 +271,8 @@ pub const SEGMENT_LEARNING: u16 = 1;
 
 /// Number of uplink MAC addresses the program compares against.
 pub const UPLINKS_MAX: usize = 8;
+/// Number of UDP ports of VXLAN devices the program compares against.
+pub const UDP_PORTS_MAX: usize = 4;
 
 /// The one element of `CONFIG`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -278,9 +280,21 @@ pub const UPLINKS_MAX: usize = 8;
 pub struct Config {
     /// Addresses of the uplinks, see [`MacAddr::to_bits`]; unused: all ones.
     pub uplink_macs: [u64; UPLINKS_MAX],
+    /// UDP ports of the mirrored devices, wire order; unused: zero.
+    pub udp_ports: [[u8; 2]; UDP_PORTS_MAX],
     /// Current epoch; entries that carried traffic in it are marked with it.
     pub epoch: u8,
     pub pad: [u8; 7],
+}
+
+impl Config {
+    /// No uplink, no port: every frame passes.
+    pub const EMPTY: Self = Self {
+        uplink_macs: [u64::MAX; UPLINKS_MAX],
+        udp_ports: [[0; 2]; UDP_PORTS_MAX],
+        epoch: 0,
+        pad: [0; 7],
+    };
 }
 
 /// Value of `STATS`.
@@ -305,7 +319,7 @@ const _: () = {
     assert!(size_of::<Port>() == 24);
     assert!(core::mem::offset_of!(Port, epoch) == 23);
     assert!(size_of::<Segment>() == 12);
-    assert!(size_of::<Config>() == 72);
+    assert!(size_of::<Config>() == 80);
     assert!(size_of::<Counter>() == 16);
 };
 
