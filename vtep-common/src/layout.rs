@@ -30,6 +30,11 @@ impl FdbKey {
         Self(((segment as u64) << 48) | mac_bits)
     }
 
+    /// As stored in [`Port::first_key`].
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
     pub const fn segment(self) -> SegmentId {
         (self.0 >> 48) as u16
     }

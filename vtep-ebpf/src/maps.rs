@@ -1,0 +1,120 @@
+//! The maps and the look-ups, as the directions use them. A look-up copies
+//! what it needs in one load: elements can be recycled under a reader.
+
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, xdp_action};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
+use vtep_common::Outcome;
+use vtep_common::layout::{
+    Config, Counter, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey, stats_index,
+};
+
+use crate::Verdict;
+
+// Sizes are set when the object is loaded; these only have to be valid.
+#[map]
+static FDB: HashMap<FdbKey, FdbValue> = HashMap::with_max_entries(1024, 0);
+#[map]
+static LOCATIONS: Array<Location> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
+#[map]
+static REMOTES: Array<Remote> = Array::with_max_entries(64, BPF_F_MMAPABLE);
+#[map]
+static PORTS: HashMap<u32, Port> = HashMap::with_max_entries(64, 0);
+#[map]
+static VNIS: HashMap<VniKey, Segment> = HashMap::with_max_entries(16, 0);
+#[map]
+static TX_PORTS: DevMapHash = DevMapHash::with_max_entries(64, 0);
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+#[map]
+static STATS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(16 * Outcome::SLOTS, 0);
+
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+pub fn segment(key: VniKey) -> Option<&'static Segment> {
+    // SAFETY: elements are replaced, never edited; a recycled one reads as another segment of this
+    // host, whose local address and FDB keys then do not match.
+    unsafe { VNIS.get(key) }
+}
+
+/// Segment, VNI and limits of the port a frame came from.
+#[inline(always)]
+pub fn port(ifindex: u32) -> Option<&'static mut Port> {
+    // SAFETY: as in `segment`; the program writes the epoch byte only.
+    PORTS.get_ptr_mut(ifindex).map(|port| unsafe { &mut *port })
+}
+
+#[inline(always)]
+pub fn remote(slot: u32) -> Option<&'static Remote> {
+    REMOTES.get(slot)
+}
+
+/// An entry of the FDB, copied at one moment.
+pub struct Entry {
+    value: FdbValue,
+    element: *mut FdbValue,
+}
+
+impl Entry {
+    /// The endpoint's location, one 8-byte load.
+    #[inline(always)]
+    pub fn location(&self) -> Option<Location> {
+        let location = LOCATIONS.get_ptr(self.value.location())?;
+        // SAFETY: aligned element of an array map; volatile, because user space stores to it.
+        Some(unsafe { location.read_volatile() })
+    }
+
+    /// Note that the entry carried traffic in this epoch. Writes only when the
+    /// epoch is new, so that the line stays shared between CPUs.
+    #[inline(always)]
+    pub fn mark(&self, epoch: u8) {
+        if self.value.epoch() != epoch {
+            // SAFETY: one byte of a live or recycled element; a wrong mark only delays ageing.
+            unsafe {
+                self.element
+                    .cast::<u8>()
+                    .add(FdbValue::EPOCH_BYTE)
+                    .write(epoch)
+            };
+        }
+    }
+}
+
+#[inline(always)]
+pub fn fdb(key: FdbKey) -> Option<Entry> {
+    let element = FDB.get_ptr_mut(key)?;
+    // SAFETY: aligned 8-byte value; volatile, because it must be read once.
+    let value = unsafe { element.read_volatile() };
+    // Recycled for another key between look-up and load.
+    if value.tag() != key.tag() {
+        return None;
+    }
+    Some(Entry { value, element })
+}
+
+/// Choose the device the frame leaves by. Nothing happens to the frame until
+/// the program returns "redirect", so this comes before any byte is changed;
+/// false where the device is not a target.
+#[inline(always)]
+#[must_use]
+pub fn redirect(ifindex: u32) -> bool {
+    TX_PORTS
+        .redirect(ifindex, xdp_action::XDP_PASS as u64)
+        .is_ok()
+}
+
+/// One frame, one increment (R42).
+#[inline(always)]
+pub fn count(verdict: &Verdict) {
+    let index = stats_index(verdict.segment, verdict.outcome);
+    if let Some(counter) = STATS.get_ptr_mut(index) {
+        // SAFETY: per-CPU element; XDP programs do not interrupt each other on a CPU.
+        let counter = unsafe { &mut *counter };
+        counter.frames += 1;
+        counter.bytes += verdict.bytes as u64;
+    }
+}
