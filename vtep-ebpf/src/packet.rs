@@ -1,6 +1,7 @@
 //! The only unsafe packet access. Reads borrow the packet and writes borrow it
 //! mutably, so that the compiler refuses any pointer kept across a resize.
 
+use core::arch::asm;
 use core::marker::PhantomData;
 
 use aya_ebpf::EbpfContext as _;
@@ -68,81 +69,87 @@ impl<'c> Packet<'c> {
     }
 
     /// Folded ones-complement sum of everything from `offset` to the end.
-    /// `None` above 9 KiB, and for anything the helper refuses.
+    /// `None` from 8 KiB on, and for anything the helper refuses.
     ///
-    /// The one place with a variable packet offset: `bpf_csum_diff` takes
-    /// constant lengths only (up to 512 bytes before Linux 6.13), so the data
-    /// is summed in blocks of falling powers of two.
+    /// The one place with variable packet offsets. `bpf_csum_diff` takes
+    /// constant lengths only (at most 512 bytes before Linux 6.13), so the data
+    /// is summed in blocks of falling powers of two. Each block's offset is made
+    /// from the length alone: states of the verifier that differ only in which
+    /// blocks were there become one again, instead of doubling at every block.
     #[inline(always)]
     pub fn sum_from(&self, offset: usize) -> Option<u16> {
+        let start = self.ctx.data() + offset;
         let end = self.ctx.data_end();
-        let mut at = self.ctx.data() + offset;
+        let len = end - start;
+        if len >= 0x2000 {
+            return None;
+        }
         let mut sum = 0u32;
-        for _ in 0..18 {
+        for block in 0..15 {
+            let at = start + block * 512;
             if at + 512 > end {
                 break;
             }
             sum = sum_block::<512>(at, sum)?;
-            at += 512;
         }
-        if at + 512 <= end {
-            return None;
-        }
-        if at + 256 <= end {
-            sum = sum_block::<256>(at, sum)?;
-            at += 256;
-        }
-        if at + 128 <= end {
-            sum = sum_block::<128>(at, sum)?;
-            at += 128;
-        }
-        if at + 64 <= end {
-            sum = sum_block::<64>(at, sum)?;
-            at += 64;
-        }
-        if at + 32 <= end {
-            sum = sum_block::<32>(at, sum)?;
-            at += 32;
-        }
+        sum = self.sum_bit::<256>(start, len, sum)?;
+        sum = self.sum_bit::<128>(start, len, sum)?;
+        sum = self.sum_bit::<64>(start, len, sum)?;
+        sum = self.sum_bit::<32>(start, len, sum)?;
+        sum = self.sum_bit::<16>(start, len, sum)?;
         let mut rest = sum as u64;
-        if at + 16 <= end {
-            rest += read::<u32>(at) as u64
-                + read::<u32>(at + 4) as u64
-                + read::<u32>(at + 8) as u64
-                + read::<u32>(at + 12) as u64;
-            at += 16;
+        if len & 8 != 0 {
+            let at = start + (len & 0x1ff0);
+            rest += self.read::<u32>(at)? as u64 + self.read::<u32>(at + 4)? as u64;
         }
-        if at + 8 <= end {
-            rest += read::<u32>(at) as u64 + read::<u32>(at + 4) as u64;
-            at += 8;
+        if len & 4 != 0 {
+            rest += self.read::<u32>(start + (len & 0x1ff8))? as u64;
         }
-        if at + 4 <= end {
-            rest += read::<u32>(at) as u64;
-            at += 4;
+        if len & 2 != 0 {
+            rest += self.read::<u16>(start + (len & 0x1ffc))? as u64;
         }
-        if at + 2 <= end {
-            rest += read::<u16>(at) as u64;
-            at += 2;
-        }
-        if at + 1 <= end {
-            rest += read::<u8>(at) as u64;
+        if len & 1 != 0 {
+            rest += self.read::<u8>(start + (len & 0x1ffe))? as u64;
         }
         Some(checksum::fold(rest))
+    }
+
+    /// The block of `N` bytes that a length with bit `N` set has behind its
+    /// larger blocks.
+    #[inline(always)]
+    fn sum_bit<const N: usize>(&self, start: usize, len: usize, seed: u32) -> Option<u32> {
+        if len & N == 0 {
+            return Some(seed);
+        }
+        let at = start + (len & (0x2000 - 2 * N));
+        if at + N > self.ctx.data_end() {
+            return None;
+        }
+        sum_block::<N>(at, seed)
+    }
+
+    /// One load.
+    #[inline(always)]
+    fn read<T: Copy>(&self, at: usize) -> Option<T> {
+        let mut after = at;
+        // LLVM would turn `at + 1 > end` into `at >= end`, from which the verifier learns nothing.
+        // SAFETY: one addition.
+        unsafe {
+            asm!("{0} += {1}", inout(reg) after, const size_of::<T>(), options(pure, nomem, nostack));
+        }
+        if after > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: inside the frame, checked above.
+        Some(unsafe { (at as *const T).read_unaligned() })
     }
 }
 
 /// Add `N` bytes at `at`, which the caller has compared with the end.
 #[inline(always)]
-fn sum_block<const N: u32>(at: usize, seed: u32) -> Option<u32> {
+fn sum_block<const N: usize>(at: usize, seed: u32) -> Option<u32> {
     // SAFETY: the verifier checks that `at .. at + N` lies in the frame.
-    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, at as *mut u32, N, seed) };
+    let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, at as *mut u32, N as u32, seed) };
     // Negative: refused. Otherwise a 32-bit sum, or (from Linux 6.13) a folded one.
     u32::try_from(sum).ok()
-}
-
-/// One load at `at`, which the caller has compared with the end.
-#[inline(always)]
-fn read<T: Copy>(at: usize) -> T {
-    // SAFETY: the verifier checks that `at` lies in the frame.
-    unsafe { (at as *const T).read_unaligned() }
 }
