@@ -1,0 +1,348 @@
+//! The contestants of one scenario, each in a thread with a network namespace
+//! of its own, run in turns.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::generator::{Generator, Measured, Plan, pin_to_cpu};
+use crate::{frames, host};
+
+/// Inner frame without check sequence: 64 bytes on a wire.
+const FRAME_BYTES: usize = 60;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Egress,
+    Ingress,
+}
+
+impl Direction {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Egress => "egress",
+            Self::Ingress => "ingress",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contestant {
+    /// The sink directly at the generator's peer: what the generator costs.
+    Drop,
+    /// XDP redirect between the same devices, no work: the ceiling.
+    Redirect,
+    Vtep,
+    /// The kernel's bridge and vxlan, br_netfilter off.
+    Kernel,
+}
+
+impl Contestant {
+    pub const ALL: [Self; 4] = [Self::Drop, Self::Redirect, Self::Vtep, Self::Kernel];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Drop => "xdp-drop",
+            Self::Redirect => "xdp-redirect",
+            Self::Vtep => "vtep",
+            Self::Kernel => "kernel",
+        }
+    }
+}
+
+pub struct Setup {
+    pub vtep: PathBuf,
+    pub lab: PathBuf,
+    /// Length of one run.
+    pub time: Duration,
+    pub rounds: u32,
+}
+
+/// Frames/s of every run, by contestant.
+pub struct Results {
+    pub direction: Direction,
+    pub rates: Vec<(Contestant, Vec<f64>)>,
+}
+
+/// A contestant, ready, waiting for its turn.
+struct Lane {
+    contestant: Contestant,
+    go: Sender<()>,
+    done: Receiver<Result<Measured>>,
+    thread: JoinHandle<()>,
+}
+
+impl Lane {
+    fn start(setup: &Setup, contestant: Contestant, direction: Direction) -> Result<Self> {
+        let (go, wait_go) = channel();
+        let (report, done) = channel();
+        let (vtep, lab, time) = (setup.vtep.clone(), setup.lab.clone(), setup.time);
+        let thread = std::thread::spawn(move || {
+            let built = Host::build(contestant, direction, &vtep, &lab);
+            let mut host = match built {
+                Ok(host) => host,
+                Err(error) => {
+                    // The receiver is only gone when the run was given up.
+                    let _ = report.send(Err(error));
+                    return;
+                }
+            };
+            let check = host.check();
+            let _ = report.send(check);
+            while wait_go.recv().is_ok() {
+                let _ = report.send(host.generator.run(&host.frame, time));
+            }
+        });
+        let lane = Self {
+            contestant,
+            go,
+            done,
+            thread,
+        };
+        lane.done
+            .recv()
+            .context("contestant thread died")?
+            .with_context(|| format!("{} {}", contestant.name(), direction.name()))?;
+        Ok(lane)
+    }
+
+    fn turn(&self) -> Result<Measured> {
+        self.go.send(())?;
+        self.done.recv()?
+    }
+
+    fn finish(self) -> Result<()> {
+        drop(self.go);
+        if self.thread.join().is_err() {
+            bail!("{}: thread panicked", self.contestant.name());
+        }
+        Ok(())
+    }
+}
+
+/// Run one scenario.
+pub fn run(setup: &Setup, direction: Direction, progress: bool) -> Result<Results> {
+    let lanes = Contestant::ALL
+        .into_iter()
+        .map(|contestant| Lane::start(setup, contestant, direction))
+        .collect::<Result<Vec<_>>>()?;
+    let mut rates: Vec<(Contestant, Vec<f64>)> = Contestant::ALL
+        .into_iter()
+        .map(|c| (c, Vec::new()))
+        .collect();
+    let forward: Vec<usize> = (0..lanes.len()).collect();
+    let backward: Vec<usize> = forward.iter().rev().copied().collect();
+    for round in 0..setup.rounds {
+        for order in [&forward, &backward] {
+            for &i in order {
+                let measured = lanes[i].turn()?;
+                rates[i].1.push(measured.rate());
+            }
+        }
+        if progress {
+            eprintln!(
+                "{}: round {} of {}",
+                direction.name(),
+                round + 1,
+                setup.rounds
+            );
+        }
+    }
+    lanes.into_iter().try_for_each(Lane::finish)?;
+    Ok(Results { direction, rates })
+}
+
+struct Host {
+    contestant: Contestant,
+    generator: Generator,
+    frame: Vec<u8>,
+    daemon: Option<Daemon>,
+}
+
+impl Host {
+    fn build(
+        contestant: Contestant,
+        direction: Direction,
+        vtep: &Path,
+        lab: &Path,
+    ) -> Result<Self> {
+        pin_to_cpu(0)?;
+        host::enter_new_namespace()?;
+        host::make_wires()?;
+        let (inject, near, far) = match direction {
+            Direction::Egress => (host::VM, host::PORT, host::WIRE),
+            Direction::Ingress => (host::WIRE, host::UPLINK, host::VM),
+        };
+        let inner = match direction {
+            Direction::Egress => frames::plain(host::LOCAL_MAC, host::REMOTE_MAC, FRAME_BYTES),
+            Direction::Ingress => frames::plain(host::REMOTE_MAC, host::LOCAL_MAC, FRAME_BYTES),
+        };
+        let frame = match direction {
+            Direction::Egress => inner,
+            Direction::Ingress => frames::encapsulated(&inner),
+        };
+        let plan = Plan {
+            ifindex: host::ifindex(inject)?,
+            ..Plan::default()
+        };
+        let sink = if contestant == Contestant::Drop {
+            near
+        } else {
+            far
+        };
+        let mut generator = Generator::new(lab, sink, plan)?;
+        let mut daemon = None;
+        match contestant {
+            Contestant::Drop => {}
+            Contestant::Redirect => {
+                let to = match direction {
+                    Direction::Egress => host::UPLINK,
+                    Direction::Ingress => host::PORT,
+                };
+                generator.redirect(near, host::ifindex(to)?)?;
+            }
+            Contestant::Kernel => host::make_segment(1)?,
+            Contestant::Vtep => {
+                host::make_segment(1)?;
+                daemon = Some(Daemon::start(vtep, direction)?);
+            }
+        }
+        Ok(Self {
+            contestant,
+            generator,
+            frame,
+            daemon,
+        })
+    }
+
+    /// Before anything is timed: every frame of a small burst must arrive, and
+    /// the accelerated contestant must have carried it itself.
+    fn check(&mut self) -> Result<Measured> {
+        let start = Instant::now();
+        let before = self.generator.counters()?;
+        self.generator.burst(&self.frame, 64)?;
+        while self.generator.counters()?[1] < before[1] + 64 {
+            ensure!(
+                start.elapsed() < Duration::from_secs(2),
+                "{} of 64 frames arrived",
+                self.generator.counters()?[1] - before[1]
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(daemon) = &self.daemon {
+            let fast = daemon.fast_frames()?;
+            ensure!(fast >= 64, "only {fast} of 64 frames took the fast path");
+        }
+        let after = self.generator.counters()?;
+        Ok(Measured {
+            sent_frames: after[0] - before[0],
+            received_frames: after[1] - before[1],
+            elapsed: start.elapsed(),
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if let Some(daemon) = &mut self.daemon
+            && let Err(error) = daemon.stop()
+        {
+            eprintln!("{}: {error:#}", self.contestant.name());
+        }
+    }
+}
+
+/// The real daemon on this namespace.
+struct Daemon {
+    vtep: PathBuf,
+    instance: String,
+    child: Child,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Daemon {
+    fn start(vtep: &Path, direction: Direction) -> Result<Self> {
+        let config = tempfile::NamedTempFile::new()?;
+        std::fs::write(
+            config.path(),
+            format!("[ports.{}]\nhook = \"xdp\"\n", host::PORT),
+        )?;
+        let instance = format!("bench-{}-{}", std::process::id(), direction.name());
+        let child = Command::new(vtep)
+            .args(["--instance", &instance, "--netns"])
+            .arg(host::namespace_path())
+            .args(["run", "--config"])
+            .arg(config.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| vtep.display().to_string())?;
+        let daemon = Self {
+            vtep: vtep.to_owned(),
+            instance,
+            child,
+            _config: config,
+        };
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match daemon.query("status") {
+                Ok(status) if ready(&status) => return Ok(daemon),
+                last if Instant::now() > deadline => {
+                    bail!("vtep did not become ready: {last:?}")
+                }
+                _ => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    fn query(&self, what: &str) -> Result<Value> {
+        let output = Command::new(&self.vtep)
+            .args(["--json", "--instance", &self.instance, what])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    fn fast_frames(&self) -> Result<u64> {
+        let stats = self.query("stats")?;
+        Ok(["ingress-local", "egress-remote"]
+            .iter()
+            .filter_map(|name| stats["outcomes"][name]["frames"].as_u64())
+            .sum())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let output = Command::new(&self.vtep)
+            .args(["--instance", &self.instance, "unload"])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(())
+    }
+}
+
+/// Ready, with uplink and port on the fast path and the remote resolved.
+fn ready(status: &Value) -> bool {
+    let all = |list: &Value| {
+        list.as_array().is_some_and(|rows| {
+            !rows.is_empty()
+                && rows
+                    .iter()
+                    .all(|row| row["accelerated"] == Value::Bool(true))
+        })
+    };
+    status["ready"] == Value::Bool(true) && all(&status["uplinks"]) && all(&status["ports"])
+}
