@@ -546,19 +546,19 @@ fn traffic_marks_the_source_with_the_epoch() {
 }
 
 #[test]
-fn recycled_fdb_elements_are_noticed() {
+fn fdb_entry_that_is_being_written_is_not_believed() {
     World::run(|w| {
-        // The value of another key under this one: what a reader sees when an element is reused.
-        let foreign = w.fdb(FAR2);
-        w.set_fdb_raw(FAR, foreign);
         let frame = udp(VM0, FAR, 100);
+        w.set_fdb_sequence(FAR, 7);
         let run = w.egress(0, &frame);
         assert_passes(
             &run,
             &frame,
             Outcome::EgressPassUnknownDestination,
-            "recycled",
+            "odd sequence",
         );
+        w.set_fdb_sequence(FAR, 8);
+        assert_eq!(w.egress(0, &frame).outcome, Outcome::EgressRemote);
     });
 }
 
