@@ -3,3 +3,4 @@
 //! `cli` talk to people.
 
 pub mod kernel;
+pub mod netlink;
