@@ -17,7 +17,8 @@ use crate::kernel::{FdbEntry, FdbTable, bits};
 /// What to do with an entry that is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FdbWrite {
-    /// Fail with EEXIST (`bridge fdb add`).
+    /// Fail with EEXIST (`bridge fdb add`). The bridge does not look for an old
+    /// entry where the new one is NTF_EXT_LEARNED, and takes its place.
     Add,
     /// Take its place (`bridge fdb replace`); not for all-zero entries, which
     /// can have several destinations.
