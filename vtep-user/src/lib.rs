@@ -4,4 +4,5 @@
 
 pub mod fdb;
 pub mod kernel;
+pub mod netlink;
 pub mod tables;
