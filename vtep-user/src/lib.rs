@@ -2,5 +2,7 @@
 //! and `dataplane` touch the kernel, `controller` connects them, `api` and
 //! `cli` talk to people.
 
+pub mod api;
+pub mod instance;
 pub mod kernel;
 pub mod tables;
