@@ -3,6 +3,9 @@
 //! `cli` talk to people.
 
 pub mod api;
+pub mod config;
+pub mod daemon;
+pub mod host;
 pub mod instance;
 pub mod kernel;
 pub mod tables;
