@@ -2,7 +2,12 @@
 //! and `dataplane` touch the kernel, `controller` connects them, `api` and
 //! `cli` talk to people.
 
+pub mod api;
+pub mod config;
+pub mod daemon;
 pub mod fdb;
+pub mod host;
+pub mod instance;
 pub mod kernel;
 pub mod netlink;
 pub mod tables;
