@@ -6,39 +6,74 @@
 mod commands;
 mod rows;
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::time::sleep_until;
 use tracing::{debug, info, warn};
 
 use crate::api::Command;
-use crate::config::Config;
-use crate::dataplane::{Dataplane, DataplaneError};
-use crate::instance::Instance;
-use crate::kernel::Event;
-use crate::model::Model;
+use crate::daemon::RunOptions;
+use crate::dataplane::{self, Dataplane, DataplaneError};
+use crate::kernel::{Event, IfIndex};
+use crate::model::{Model, Settings};
 use crate::netlink::{Events, Netlink, NetlinkError};
-use crate::tables::TableUpdate;
+use crate::tables::{Capacity, TableUpdate};
 
 use commands::Pending;
 
-/// How often next hops in use are confirmed: below the kernel's
-/// gc_stale_time (60 s), so that a neighbour XDP keeps busy never looks unused.
+/// How often next hops in use are confirmed: below the kernel's gc_stale_time
+/// (60 s), so that a neighbour that only XDP uses never looks unused.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(25);
-/// Refused hooks are tried again after this, twice as long each time.
-const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Refused hooks are tried again after this, then after twice the time, ...
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+/// ... up to this.
 const RETRY_LAST: Duration = Duration::from_secs(60);
+/// The eBPF object, or nothing where there was none when this was compiled.
+const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/vtep.o"));
 
 /// Why the daemon cannot work.
 #[derive(Debug, thiserror::Error)]
 pub enum ControllerError {
+    #[error("this vtep was built without its eBPF object: build it with `cargo xtask build`")]
+    NoObject,
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+}
+
+/// Mirror the kernel until told to stop. May be dropped at any moment: what is
+/// in the maps stays and forwards (R39).
+pub async fn run(
+    options: RunOptions,
+    mut commands: mpsc::Receiver<Command>,
+) -> Result<(), ControllerError> {
+    let mut controller = Controller::start(options).await?;
+    loop {
+        let deadline = controller.next_deadline();
+        let timer = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            events = controller.events.next() => controller.on_events(events?).await?,
+            command = commands.recv() => match command {
+                Some(Command::Unload(reply)) => {
+                    let result = controller.unload();
+                    // The client may have left; the programs are gone all the same.
+                    let _ = reply.send(result);
+                    return Ok(());
+                }
+                Some(command) => controller.on_command(command).await?,
+                None => return Ok(()),
+            },
+            () = timer => controller.on_timer().await?,
+        }
+        controller.answer_pending();
+    }
 }
 
 /// Events that are counted for `status` (R40).
@@ -49,9 +84,17 @@ struct Counts {
     updates: u64,
 }
 
-pub struct Controller {
-    instance: Instance,
-    netns: Option<String>,
+/// When something is to be done without an event. `None`: never; an idle
+/// daemon without remotes sleeps.
+#[derive(Debug, Default)]
+struct Timers {
+    confirm: Option<Instant>,
+    epoch: Option<Instant>,
+    retry: Option<(Instant, Duration)>,
+}
+
+struct Controller {
+    options: RunOptions,
     netlink: Netlink,
     events: Events,
     dataplane: Dataplane,
@@ -63,17 +106,212 @@ pub struct Controller {
     timers: Timers,
 }
 
-/// When something is to be done without an event. `None`: never; an idle
-/// daemon sleeps.
-#[derive(Debug, Default)]
-struct Timers {
-    confirm: Option<Instant>,
-    epoch: Option<Instant>,
-    retry: Option<(Instant, Duration)>,
+impl Controller {
+    async fn start(options: RunOptions) -> Result<Self, ControllerError> {
+        if OBJECT.is_empty() {
+            return Err(ControllerError::NoObject);
+        }
+        // Before the first dump, so that no change falls between the two.
+        let events = Events::open()?;
+        let netlink = Netlink::open()?;
+        let settings = settings(&options);
+        let (dataplane, tables) =
+            Dataplane::open(OBJECT, &options.instance.pin_dir(), settings.capacity)?;
+        let mut model = Model::new(settings);
+        model.adopt(tables);
+        let mut controller = Self {
+            options,
+            netlink,
+            events,
+            dataplane,
+            model,
+            counts: Counts::default(),
+            ready: false,
+            pending: Vec::new(),
+            timers: Timers::default(),
+        };
+        controller.load_ports();
+        controller.dump().await?;
+        controller.ready = true;
+        info!("ready: {} updates after the first dump", controller.counts.updates);
+        Ok(controller)
+    }
+
+    async fn on_events(&mut self, events: Vec<Event>) -> Result<(), ControllerError> {
+        let mut lost = false;
+        let mut filters = false;
+        for event in events {
+            match event {
+                Event::Overrun => lost = true,
+                Event::FiltersChanged => filters = true,
+                event => self.model.apply(event),
+            }
+        }
+        if lost {
+            self.counts.overruns += 1;
+            warn!("netlink notifications were lost: reading everything again");
+            return self.resync().await;
+        }
+        if filters {
+            let filters = self.netlink.filters().await?;
+            self.model.set_filters(filters);
+        }
+        self.settle().await
+    }
+
+    /// A full dump after the first one.
+    async fn resync(&mut self) -> Result<(), ControllerError> {
+        self.counts.resyncs += 1;
+        self.dump().await
+    }
+
+    async fn dump(&mut self) -> Result<(), ControllerError> {
+        let snapshot = self.netlink.snapshot().await?;
+        self.model.replace(snapshot);
+        self.settle().await
+    }
+
+    /// Bring the maps to what the model wants: resolve next hops, write, tell
+    /// the model what was refused, until nothing is left to do.
+    async fn settle(&mut self) -> Result<(), ControllerError> {
+        loop {
+            for query in self.model.wanted_routes() {
+                let route = self.netlink.route(query.remote, query.link, query.source).await?;
+                self.model.route(&query, route);
+            }
+            let updates = self.model.updates(Instant::now());
+            if updates.is_empty() {
+                break;
+            }
+            self.write(&updates);
+        }
+        self.set_timers();
+        Ok(())
+    }
+
+    fn write(&mut self, updates: &[TableUpdate]) {
+        self.counts.updates += updates.len() as u64;
+        let refused = self.dataplane.apply(updates);
+        debug!("{} updates, {} refused", updates.len(), refused.len());
+        if refused.is_empty() {
+            return;
+        }
+        for refusal in &refused {
+            warn!("{:?}: {}", refusal.update, refusal.reason);
+        }
+        self.model.refused(refused);
+    }
+
+    fn set_timers(&mut self) {
+        let now = Instant::now();
+        let in_use = !self.model.wanted_neighbours().is_empty();
+        match (in_use, self.timers.confirm) {
+            // At once, so that an unresolved next hop is asked for.
+            (true, None) => self.timers.confirm = Some(now),
+            (false, Some(_)) => self.timers.confirm = None,
+            _ => {}
+        }
+        self.timers.epoch = match (self.model.refresh_interval(), self.timers.epoch) {
+            (None, _) => None,
+            (Some(interval), Some(at)) => Some(at.min(now + interval)),
+            (Some(interval), None) => Some(now + interval),
+        };
+        if !self.model.has_refused() {
+            self.timers.retry = None;
+        } else if self.timers.retry.is_none() {
+            self.timers.retry = Some((now + RETRY_FIRST, RETRY_FIRST));
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let pending = self.pending.iter().map(|p| p.deadline).min();
+        let retry = self.timers.retry.map(|(at, _)| at);
+        [self.timers.confirm, self.timers.epoch, retry, pending].into_iter().flatten().min()
+    }
+
+    async fn on_timer(&mut self) -> Result<(), ControllerError> {
+        let now = Instant::now();
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.timers.confirm) {
+            self.timers.confirm = Some(now + CONFIRM_INTERVAL);
+            self.confirm_next_hops().await;
+        }
+        if due(self.timers.epoch) {
+            self.timers.epoch = None;
+            self.refresh_busy().await?;
+        }
+        if let Some((at, delay)) = self.timers.retry
+            && at <= now
+        {
+            self.model.retry();
+            let delay = (delay * 2).min(RETRY_LAST);
+            self.timers.retry = Some((now + delay, delay));
+        }
+        self.settle().await
+    }
+
+    /// As traffic through the kernel would do. A next hop that cannot be asked
+    /// for now is asked for again next time.
+    async fn confirm_next_hops(&self) {
+        let next_hops: Vec<(IfIndex, IpAddr)> = self.model.wanted_neighbours();
+        for (ifindex, address) in next_hops {
+            if let Err(error) = self.netlink.neighbour_use(ifindex, address).await {
+                debug!("next hop {address}: {error}");
+            }
+        }
+    }
+
+    /// Entries that XDP kept busy in the last epoch must not age out of the
+    /// kernel; then a new epoch begins.
+    async fn refresh_busy(&mut self) -> Result<(), ControllerError> {
+        let entries = self.model.busy(self.dataplane.fdb(), &self.dataplane.ports());
+        if !entries.is_empty() {
+            let refreshed = self.netlink.fdb_refresh(&entries).await?;
+            debug!("{refreshed} of {} busy entries refreshed", entries.len());
+        }
+        self.model.next_epoch();
+        Ok(())
+    }
 }
 
-impl Timers {
-    fn next(&self) -> Option<Instant> {
-        [self.confirm, self.epoch, self.retry.map(|(at, _)| at)].into_iter().flatten().min()
+/// The configuration as the model wants it.
+fn settings(options: &RunOptions) -> Settings {
+    let config = &options.config;
+    let names = |list: &Option<Vec<crate::api::values::IfName>>| {
+        list.as_ref().map(|names| names.iter().map(ToString::to_string).collect())
+    };
+    let daemon = &config.daemon;
+    Settings {
+        vxlan: names(&config.vxlan),
+        uplinks: names(&config.uplinks),
+        xdp_mode: rows::mode_from_config(config.xdp.mode),
+        hooks: config
+            .ports
+            .iter()
+            .map(|(name, port)| (name.to_string(), rows::hook_choice(port.hook)))
+            .collect(),
+        default_ttl: default_ttl(),
+        capacity: Capacity {
+            fdb: daemon.fdb_entries,
+            // Each remote and each port has one; the rest is for endpoints.
+            locations: (daemon.remotes + daemon.ports) * 4,
+            remotes: daemon.remotes,
+            segments: daemon.segments,
+            ports: daemon.ports,
+        },
     }
+}
+
+/// What the kernel writes where neither device nor route name a TTL. Per network
+/// namespace; the file shows that of the reading thread.
+fn default_ttl() -> u8 {
+    std::fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(64)
+}
+
+/// Detach and unpin everything of an instance that no daemon runs on.
+pub fn unload(options: &crate::instance::Instance) -> Result<(), DataplaneError> {
+    dataplane::unload(&options.pin_dir()).map(|_| ())
 }
