@@ -70,6 +70,10 @@ pub fn unload(runtime: &Runtime, instance: &Instance, engine: Engine) -> anyhow:
     }
     host::check()?;
     instance.check_bpffs()?;
+    unload_here(instance, engine)
+}
+
+fn unload_here(instance: &Instance, engine: Engine) -> anyhow::Result<()> {
     // No daemon may start meanwhile.
     let lock = match Lock::acquire(instance) {
         Err(DaemonError::AlreadyRunning { instance, pid }) => {
@@ -99,5 +103,87 @@ fn wait_for_lock(instance: &Instance) -> Result<Lock, DaemonError> {
             }
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::testing;
+    use tempfile::TempDir;
+
+    fn instance(dir: &TempDir) -> Instance {
+        Instance::in_dirs("blue", dir.path().join("run"), dir.path().join("bpf")).unwrap()
+    }
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    }
+
+    /// Unloading removes the pin directory, as far as these tests look.
+    const ENGINE: Engine = Engine {
+        run: |_, commands| {
+            Box::pin(async {
+                testing::controller(commands).await;
+                Ok(())
+            })
+        },
+        unload: |instance| std::fs::remove_dir(instance.pin_dir()).map_err(Into::into),
+    };
+
+    #[test]
+    fn a_living_daemon_unloads_itself_and_has_ended_when_the_command_returns() {
+        let dir = TempDir::new().unwrap();
+        let instance = instance(&dir);
+        let serving = {
+            let instance = instance.clone();
+            std::thread::spawn(move || {
+                let options = RunOptions {
+                    instance: instance.clone(),
+                    config: Config::default(),
+                    netns: None,
+                };
+                runtime().block_on(daemon::serve(&instance, |commands| {
+                    (ENGINE.run)(options, commands)
+                }))
+            })
+        };
+        let deadline = Instant::now() + END_TIMEOUT;
+        while !instance.socket_path().exists() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        // No pin directory: unloading from here would fail.
+        unload(&runtime(), &instance, ENGINE).unwrap();
+        Lock::acquire(&instance).unwrap();
+        assert_eq!(serving.join().unwrap().unwrap(), daemon::End::Unloaded);
+    }
+
+    #[test]
+    fn without_a_daemon_the_engine_unloads_and_its_error_is_kept() {
+        let dir = TempDir::new().unwrap();
+        let instance = instance(&dir);
+        std::fs::create_dir_all(instance.pin_dir()).unwrap();
+        unload_here(&instance, ENGINE).unwrap();
+        assert!(!instance.pin_dir().exists());
+        let error = unload_here(&instance, ENGINE).unwrap_err();
+        assert!(error.to_string().contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_daemon_that_does_not_answer_is_named_and_nothing_is_unloaded() {
+        let dir = TempDir::new().unwrap();
+        let instance = instance(&dir);
+        std::fs::create_dir_all(instance.pin_dir()).unwrap();
+        let lock = Lock::acquire(&instance).unwrap();
+        let error = unload_here(&instance, ENGINE).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("`kill {}`", std::process::id())),
+            "{error}"
+        );
+        assert!(instance.pin_dir().exists());
+        drop(lock);
     }
 }
