@@ -103,7 +103,7 @@ pub fn make_segment(macs: u16) -> Result<()> {
     run(&format!(
         "ip neigh add 192.0.2.1 lladdr {ROUTER_MAC} dev {UPLINK} nud permanent"
     ))?;
-    run("ip link add br0 type bridge mcast_snooping 0")?;
+    run("ip link add br0 type bridge")?;
     run(&format!(
         "ip link add vxlan0 type vxlan id {VNI} local 192.0.2.2 dstport 4789"
     ))?;

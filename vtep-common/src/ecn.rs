@@ -22,11 +22,16 @@ pub const fn decap_is_identity(outer_tos: u8, inner_tos: u8) -> bool {
     }
 }
 
-/// ECN bits of the outer header for an inner TOS, as `INET_ECN_encapsulate`
-/// does it.
+/// ECN bits of the outer header for an inner TOS: the inner bits, and ECT(0)
+/// for CE. That is what the kernel does (`INET_ECN_encapsulate`, the "full
+/// functionality" of RFC 3168); RFC 6040 would copy CE as well. Both paths of a
+/// flow must agree, so the kernel wins.
 #[inline(always)]
 pub const fn encap(inner_tos: u8) -> u8 {
-    inner_tos & MASK
+    match inner_tos & MASK {
+        CE => ECT_0,
+        ecn => ecn,
+    }
 }
 
 #[cfg(test)]

@@ -30,9 +30,15 @@ impl FdbKey {
         Self(((segment as u64) << 48) | mac_bits)
     }
 
-    /// As stored in [`Port::first_key`].
+    /// As stored in the table and in [`Port::first_key`].
+    #[inline(always)]
     pub const fn word(self) -> u64 {
         self.0
+    }
+
+    /// Inverse of [`FdbKey::word`].
+    pub const fn from_word(word: u64) -> Self {
+        Self(word)
     }
 
     pub const fn segment(self) -> SegmentId {
@@ -41,55 +47,6 @@ impl FdbKey {
 
     pub const fn mac(self) -> MacAddr {
         MacAddr::from_bits(self.0)
-    }
-
-    /// Check value stored beside the entry. A preallocated hash element can be
-    /// recycled for another key while a reader still holds its address
-    /// (kernel/bpf/hashtab.c); the tag lets the reader notice.
-    #[inline(always)]
-    pub const fn tag(self) -> u16 {
-        ((self.0 >> 32) ^ (self.0 >> 48) ^ (self.0 >> 16)) as u16
-    }
-}
-
-/// Value of `FDB`, read and written as one 8-byte word.
-/// Bits 0-31 location index, 32-47 tag, 48-55 flags, 56-63 epoch of last use.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(transparent)]
-pub struct FdbValue(pub u64);
-
-impl FdbValue {
-    /// The entry was made through the API; kept so that a restart knows.
-    pub const OWNER_API: u8 = 1;
-    /// Byte of the value that holds the epoch (little endian).
-    pub const EPOCH_BYTE: usize = 7;
-
-    pub const fn new(key: FdbKey, location: u32, flags: u8, epoch: u8) -> Self {
-        Self(
-            location as u64
-                | ((key.tag() as u64) << 32)
-                | ((flags as u64) << 48)
-                | ((epoch as u64) << 56),
-        )
-    }
-
-    #[inline(always)]
-    pub const fn location(self) -> u32 {
-        self.0 as u32
-    }
-
-    #[inline(always)]
-    pub const fn tag(self) -> u16 {
-        (self.0 >> 32) as u16
-    }
-
-    pub const fn flags(self) -> u8 {
-        (self.0 >> 48) as u8
-    }
-
-    #[inline(always)]
-    pub const fn epoch(self) -> u8 {
-        (self.0 >> 56) as u8
     }
 }
 
@@ -289,7 +246,9 @@ pub struct Config {
     pub udp_ports: [[u8; 2]; UDP_PORTS_MAX],
     /// Current epoch; entries that carried traffic in it are marked with it.
     pub epoch: u8,
-    pub pad: [u8; 7],
+    pub pad: [u8; 3],
+    /// Number of buckets of the FDB minus one; a power of two minus one.
+    pub fdb_mask: u32,
 }
 
 impl Config {
@@ -298,7 +257,8 @@ impl Config {
         uplink_macs: [u64::MAX; UPLINKS_MAX],
         udp_ports: [[0; 2]; UDP_PORTS_MAX],
         epoch: 0,
-        pad: [0; 7],
+        pad: [0; 3],
+        fdb_mask: 0,
     };
 }
 
@@ -330,7 +290,8 @@ const _: () = {
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Config, Counter, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey};
+    use super::{Config, Counter, Location, Port, Remote, Segment, VniKey};
+    use crate::fdb::Bucket;
 
     macro_rules! pod {
         ($($t:ty),*) => { $(
@@ -339,7 +300,7 @@ mod pod {
         )* };
     }
     pod!(
-        Config, Counter, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey
+        Bucket, Config, Counter, Location, Port, Remote, Segment, VniKey
     );
 }
 
@@ -352,25 +313,12 @@ mod tests {
         let mac = MacAddr([0x02, 1, 2, 3, 4, 5]);
         let key = FdbKey::new(0xabcd, mac);
         assert_eq!((key.segment(), key.mac()), (0xabcd, mac));
-        let value = FdbValue::new(key, 0x0123_4567, 1, 0xfe);
-        assert_eq!(value.location(), 0x0123_4567);
+        let value = crate::fdb::Value::new(0xf_4567, 1, 0xfe);
         assert_eq!(
-            (value.tag(), value.flags(), value.epoch()),
-            (key.tag(), 1, 0xfe)
+            (value.location(), value.flags(), value.epoch()),
+            (0xf_4567, 1, 0xfe)
         );
-        assert_eq!(value.0.to_le_bytes()[FdbValue::EPOCH_BYTE], 0xfe);
-    }
-
-    #[test]
-    fn tags_of_neighbouring_macs_differ() {
-        let base = FdbKey::new(1, MacAddr([2, 0, 0, 0, 0, 0]));
-        for i in 1..=0xffffu64 {
-            let [a, b, ..] = i.to_le_bytes();
-            assert_ne!(
-                FdbKey::new(1, MacAddr([2, 0, 0, 0, b, a])).tag(),
-                base.tag()
-            );
-        }
+        assert_eq!(value.0.to_le_bytes()[crate::fdb::Value::EPOCH_BYTE], 0xfe);
     }
 
     #[test]

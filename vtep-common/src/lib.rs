@@ -11,6 +11,7 @@ pub mod checksum;
 pub mod decap;
 pub mod ecn;
 pub mod encap;
+pub mod fdb;
 pub mod flow;
 pub mod layout;
 pub mod outcome;

@@ -4,7 +4,7 @@
 use vtep_common::Outcome::{self, *};
 use vtep_common::decap::{self, Inner};
 use vtep_common::encap::{self, Frame};
-use vtep_common::layout::{FdbKey, Location, Port, Remote, SegmentId};
+use vtep_common::layout::{Config, FdbKey, Location, Port, Remote, SegmentId};
 use vtep_common::wire::{Ethernet, InnerHead, OuterV4, Wire};
 use vtep_common::{ecn, flow};
 
@@ -62,10 +62,11 @@ fn lookup(packet: &Packet<'_>, bytes: u32, segment: &mut SegmentId) -> Result<Wa
         Inner::Control => return Err(EgressPassInnerType),
         Inner::Truncated => return Err(EgressPassMalformed),
     }
-    know_sender(head, port, ifindex)?;
+    let config = maps::config().ok_or(EgressPassUnconfigured)?;
+    know_sender(head, port, ifindex, config)?;
 
     let key = FdbKey::from_bits(port.segment, head.destination_bits());
-    let entry = maps::fdb(key).ok_or(EgressPassUnknownDestination)?;
+    let entry = maps::fdb(key, config).ok_or(EgressPassUnknownDestination)?;
     let location = entry.location().ok_or(EgressPassKernelDestination)?;
     match location.kind() {
         Location::KIND_REMOTE => to_remote(packet, head, port, location.index(), bytes),
@@ -76,8 +77,13 @@ fn lookup(packet: &Packet<'_>, bytes: u32, segment: &mut SegmentId) -> Result<Wa
 
 /// R7: the kernel must not miss a MAC that is new or has moved.
 #[inline(always)]
-fn know_sender(head: &InnerHead, port: &mut Port, ifindex: u32) -> Result<(), Outcome> {
-    let epoch = maps::config().ok_or(EgressPassUnconfigured)?.epoch;
+fn know_sender(
+    head: &InnerHead,
+    port: &mut Port,
+    ifindex: u32,
+    config: &Config,
+) -> Result<(), Outcome> {
+    let epoch = config.epoch;
     let key = FdbKey::from_bits(port.segment, head.source_bits());
     if key.word() == port.first_key {
         if port.epoch != epoch {
@@ -85,7 +91,7 @@ fn know_sender(head: &InnerHead, port: &mut Port, ifindex: u32) -> Result<(), Ou
         }
         return Ok(());
     }
-    let entry = maps::fdb(key).ok_or(EgressPassUnknownSource)?;
+    let entry = maps::fdb(key, config).ok_or(EgressPassUnknownSource)?;
     match entry.location() {
         Some(l) if l.kind() == Location::KIND_PORT && l.index() == ifindex => {
             entry.mark(epoch);

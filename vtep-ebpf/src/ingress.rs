@@ -3,7 +3,7 @@
 
 use vtep_common::Outcome::{self, *};
 use vtep_common::decap::{self, Inner};
-use vtep_common::layout::{FdbKey, Location, SEGMENT_LEARNING, Segment, SegmentId, VniKey};
+use vtep_common::layout::{Config, FdbKey, Location, SEGMENT_LEARNING, Segment, SegmentId, VniKey};
 use vtep_common::wire::{Ethernet, InnerHead, Ipv4, OuterV4, Wire};
 
 use crate::Verdict;
@@ -73,11 +73,11 @@ fn lookup(packet: &Packet<'_>, frame_bytes: u32, id: &mut SegmentId) -> Result<(
         return Err(IngressPassEcn);
     }
     if segment.flags & SEGMENT_LEARNING != 0 {
-        know_sender(head, segment, outer.ip.source, config.epoch)?;
+        know_sender(head, segment, outer.ip.source, config)?;
     }
 
     let key = FdbKey::from_bits(segment.id, head.destination_bits());
-    let entry = maps::fdb(key).ok_or(IngressPassUnknownDestination)?;
+    let entry = maps::fdb(key, config).ok_or(IngressPassUnknownDestination)?;
     let location = entry.location().ok_or(IngressPassKernelDestination)?;
     match location.kind() {
         Location::KIND_PORT => {}
@@ -99,10 +99,10 @@ fn know_sender(
     head: &InnerHead,
     segment: &Segment,
     from: [u8; 4],
-    epoch: u8,
+    config: &Config,
 ) -> Result<(), Outcome> {
     let key = FdbKey::from_bits(segment.id, head.source_bits());
-    let entry = maps::fdb(key).ok_or(IngressPassLearn)?;
+    let entry = maps::fdb(key, config).ok_or(IngressPassLearn)?;
     let location = entry.location().ok_or(IngressPassLearn)?;
     if location.kind() != Location::KIND_REMOTE {
         return Err(IngressPassLearn);
@@ -111,6 +111,6 @@ fn know_sender(
     if remote.destination_v4() != from {
         return Err(IngressPassLearn);
     }
-    entry.mark(epoch);
+    entry.mark(config.epoch);
     Ok(())
 }

@@ -5,15 +5,16 @@ use aya_ebpf::bindings::{BPF_F_MMAPABLE, xdp_action};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
 use vtep_common::Outcome;
+use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey, stats_index,
+    Config, Counter, FdbKey, Location, Port, Remote, Segment, VniKey, stats_index,
 };
 
 use crate::Verdict;
 
 // Sizes are set when the object is loaded; these only have to be valid.
 #[map]
-static FDB: HashMap<FdbKey, FdbValue> = HashMap::with_max_entries(1024, 0);
+static FDB: Array<Bucket> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
 static LOCATIONS: Array<Location> = Array::with_max_entries(1024, BPF_F_MMAPABLE);
 #[map]
@@ -55,8 +56,8 @@ pub fn remote(slot: u32) -> Option<&'static Remote> {
 
 /// An entry of the FDB, copied at one moment.
 pub struct Entry {
-    value: FdbValue,
-    element: *mut FdbValue,
+    value: Value,
+    epoch: *mut u8,
 }
 
 impl Entry {
@@ -73,27 +74,37 @@ impl Entry {
     #[inline(always)]
     pub fn mark(&self, epoch: u8) {
         if self.value.epoch() != epoch {
-            // SAFETY: one byte of a live or recycled element; a wrong mark only delays ageing.
-            unsafe {
-                self.element
-                    .cast::<u8>()
-                    .add(FdbValue::EPOCH_BYTE)
-                    .write(epoch)
-            };
+            // SAFETY: a byte of the bucket; if the slot has another key by now, a wrong mark
+            // only delays its ageing.
+            unsafe { self.epoch.write(epoch) };
         }
     }
 }
 
 #[inline(always)]
-pub fn fdb(key: FdbKey) -> Option<Entry> {
-    let element = FDB.get_ptr_mut(key)?;
-    // SAFETY: aligned 8-byte value; volatile, because it must be read once.
-    let value = unsafe { element.read_volatile() };
-    // Recycled for another key between look-up and load.
-    if value.tag() != key.tag() {
-        return None;
+pub fn fdb(key: FdbKey, config: &Config) -> Option<Entry> {
+    let [first, second] = fdb::buckets(key);
+    if let Some(entry) = probe(key, first & config.fdb_mask) {
+        return Some(entry);
     }
-    Some(Entry { value, element })
+    probe(key, second & config.fdb_mask)
+}
+
+#[inline(always)]
+fn probe(key: FdbKey, index: u32) -> Option<Entry> {
+    let bucket = FDB.get_ptr_mut(index)?;
+    // SAFETY: elements of an array map are always there.
+    let found = unsafe { fdb::find(bucket, key) }?;
+    // SAFETY: slot is below SLOTS.
+    let epoch = unsafe {
+        (&raw mut (*bucket).values)
+            .cast::<u8>()
+            .add(found.slot * 4 + Value::EPOCH_BYTE)
+    };
+    Some(Entry {
+        value: found.value,
+        epoch,
+    })
 }
 
 /// Choose the device the frame leaves by. Nothing happens to the frame until

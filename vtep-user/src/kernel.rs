@@ -89,6 +89,9 @@ pub struct Bridge {
     pub default_pvid: u16,
     /// Lifetime of an idle dynamic entry, milliseconds.
     pub ageing_ms: u64,
+    /// IFLA_BR_NF_CALL_IPTABLES, _IP6TABLES or _ARPTABLES: frames of this bridge
+    /// pass the IP filters even where `Filters::bridge_nf_call` is off.
+    pub nf_call: bool,
 }
 
 /// IFLA_TUN_*.
@@ -164,7 +167,7 @@ pub enum FdbTable {
 }
 
 /// A forwarding entry (RTM_NEWNEIGH, AF_BRIDGE).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FdbEntry {
     pub table: FdbTable,
     /// The port or VXLAN device; for entries of the bridge itself, the bridge.
@@ -214,7 +217,7 @@ pub mod bits {
 }
 
 /// An ARP or neighbour-discovery entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Neighbour {
     pub ifindex: IfIndex,
     pub address: IpAddr,

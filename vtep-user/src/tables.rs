@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use vtep_common::layout::{Config, FdbKey, FdbValue, Location, Port, Remote, Segment, VniKey};
+use vtep_common::fdb::Value;
+use vtep_common::layout::{Config, FdbKey, Location, Port, Remote, Segment, VniKey};
 
 use crate::kernel::IfIndex;
 
@@ -55,7 +56,7 @@ pub enum TableUpdate {
     PortDel(IfIndex),
     Fdb {
         key: FdbKey,
-        value: FdbValue,
+        value: Value,
     },
     FdbDel(FdbKey),
     Attach {
@@ -86,7 +87,7 @@ pub struct Tables {
     pub targets: Vec<IfIndex>,
     pub segments: BTreeMap<VniKey, Segment>,
     pub ports: BTreeMap<IfIndex, Port>,
-    pub fdb: HashMap<FdbKey, FdbValue>,
+    pub fdb: HashMap<FdbKey, Value>,
     pub hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
 }
 

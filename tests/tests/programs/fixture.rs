@@ -10,9 +10,10 @@ use std::process::Command;
 use aya::maps::{Array, DevMapHash, HashMap, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
+use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, FdbValue, Location, Place, Port, REMOTE_UDP_CHECKSUM, Remote,
-    SEGMENT_LEARNING, Segment, VniKey, stats_index, vni_word,
+    Config, Counter, FdbKey, Location, Place, Port, REMOTE_UDP_CHECKSUM, Remote, SEGMENT_LEARNING,
+    Segment, VniKey, stats_index, vni_word,
 };
 use vtep_common::{MacAddr, Outcome, Vni, checksum};
 
@@ -38,6 +39,8 @@ pub const VNI: u32 = 100;
 pub const SEGMENT: u16 = 7;
 pub const MTU: u16 = 1450;
 pub const EPOCH: u8 = 5;
+/// Size of the table in the tests.
+const FDB_BUCKETS: u32 = 64;
 
 pub fn object(name: &str) -> PathBuf {
     let default =
@@ -112,6 +115,7 @@ impl World {
             ip(&format!("link set {name}peer up"));
         }
         let mut ebpf = EbpfLoader::new()
+            .map_max_entries("FDB", FDB_BUCKETS)
             .map_max_entries("STATS", 16 * Outcome::SLOTS)
             .load_file(object("vtep"))
             .expect("object loads: run `cargo xtask build` first");
@@ -164,6 +168,7 @@ impl World {
     pub fn config(&self) -> Config {
         let mut config = Config {
             epoch: EPOCH,
+            fdb_mask: FDB_BUCKETS - 1,
             ..Config::EMPTY
         };
         config.uplink_macs[1] = UPLINK_MAC.to_bits();
@@ -173,21 +178,41 @@ impl World {
 
     pub fn set_fdb(&mut self, mac: MacAddr, location: u32) {
         let key = FdbKey::new(SEGMENT, mac);
-        self.map::<HashMap<MapData, FdbKey, FdbValue>>("FDB")
-            .insert(key, FdbValue::new(key, location, 0, EPOCH - 1), 0)
-            .unwrap();
+        let mut buckets = self.map::<Array<MapData, Bucket>>("FDB");
+        // Each key in its second bucket or its first, so that both are proven.
+        let at = fdb::buckets(key)[mac.0[5] as usize & 1] & (FDB_BUCKETS - 1);
+        let mut bucket = buckets.get(&at, 0).unwrap();
+        let slot = bucket
+            .keys
+            .iter()
+            .position(|k| *k == 0)
+            .expect("a free slot");
+        bucket.keys[slot] = key.word();
+        bucket.values[slot] = Value::new(location, 0, EPOCH - 1).0;
+        buckets.set(at, bucket, 0).unwrap();
     }
 
-    pub fn set_fdb_raw(&mut self, mac: MacAddr, value: FdbValue) {
-        self.map::<HashMap<MapData, FdbKey, FdbValue>>("FDB")
-            .insert(FdbKey::new(SEGMENT, mac), value, 0)
-            .unwrap();
+    /// Of every bucket the MAC may stand in.
+    pub fn set_fdb_sequence(&mut self, mac: MacAddr, sequence: u32) {
+        let mut buckets = self.map::<Array<MapData, Bucket>>("FDB");
+        for at in fdb::buckets(FdbKey::new(SEGMENT, mac)) {
+            let at = at & (FDB_BUCKETS - 1);
+            let bucket = buckets.get(&at, 0).unwrap();
+            buckets.set(at, Bucket { sequence, ..bucket }, 0).unwrap();
+        }
     }
 
-    pub fn fdb(&mut self, mac: MacAddr) -> FdbValue {
-        self.map::<HashMap<MapData, FdbKey, FdbValue>>("FDB")
-            .get(&FdbKey::new(SEGMENT, mac), 0)
-            .unwrap()
+    pub fn fdb(&mut self, mac: MacAddr) -> Value {
+        let key = FdbKey::new(SEGMENT, mac);
+        let buckets = self.map::<Array<MapData, Bucket>>("FDB");
+        fdb::buckets(key)
+            .iter()
+            .find_map(|at| {
+                let bucket = buckets.get(&(at & (FDB_BUCKETS - 1)), 0).unwrap();
+                let slot = bucket.keys.iter().position(|k| *k == key.word())?;
+                Some(Value(bucket.values[slot]))
+            })
+            .expect("the entry is there")
     }
 
     pub fn set_location(&mut self, index: u32, place: Place) {

@@ -1,0 +1,136 @@
+//! Busy entries must not age out of the kernel, idle ones must.
+
+use std::time::{Duration, Instant};
+
+use vtep_user::kernel::{FdbEntry, FdbTable, bits};
+use vtep_user::netlink::FdbWrite;
+
+use crate::harness::*;
+
+const BUSY: &str = "02:00:00:00:00:01";
+const IDLE: &str = "02:00:00:00:00:02";
+
+fn in_table(mirror: &Mirror, table: FdbTable, address: &str) -> Option<FdbEntry> {
+    mirror.entries(address).into_iter().find(|entry| entry.table == table).cloned()
+}
+
+/// Refreshes `BUSY` four times a second for `rounds` rounds and expects it to be
+/// in the kernel all the time, and `IDLE` to be gone at the end.
+async fn busy_stays_and_idle_goes(mirror: &mut Mirror, table: FdbTable, rounds: usize) {
+    let busy = in_table(mirror, table, BUSY).expect("the busy entry");
+    assert!(in_table(mirror, table, IDLE).is_some());
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    for round in 0..rounds {
+        tick.tick().await;
+        let touched = mirror.netlink.fdb_refresh(std::slice::from_ref(&busy)).await.unwrap();
+        assert_eq!(touched, 1, "the busy entry aged out in round {round}");
+    }
+    mirror.until("the idle entry ages out", |m| in_table(m, table, IDLE).is_none()).await;
+    mirror.reload().await;
+    let now = in_table(mirror, table, BUSY).expect("the busy entry is still there");
+    assert_eq!(now, busy, "a refresh changes nothing but the age");
+    assert!(in_table(mirror, table, IDLE).is_none());
+    // And without refreshing it goes too: it was the refresh that kept it.
+    mirror.until("the busy entry ages out at last", |m| in_table(m, table, BUSY).is_none()).await;
+}
+
+#[test]
+fn a_refreshed_bridge_entry_outlives_the_ageing_time_and_an_idle_one_does_not() {
+    in_namespace(|| async {
+        segment();
+        sh(&format!(
+            "ip link set br0 type bridge ageing_time 150
+             bridge fdb add {BUSY} dev va master dynamic
+             bridge fdb add {IDLE} dev va master dynamic"
+        ));
+        let mut mirror = Mirror::start().await;
+        busy_stays_and_idle_goes(&mut mirror, FdbTable::Bridge, 16).await;
+    });
+}
+
+#[test]
+fn a_refreshed_vxlan_entry_outlives_the_ageing_time_and_an_idle_one_does_not() {
+    in_namespace(|| async {
+        segment();
+        sh(&format!(
+            "ip link set vx type vxlan id 100 ageing 2
+             bridge fdb add {BUSY} dev vx self dst 192.0.2.9 dynamic
+             bridge fdb add {IDLE} dev vx self dst 192.0.2.9 dynamic"
+        ));
+        let mut mirror = Mirror::start().await;
+        busy_stays_and_idle_goes(&mut mirror, FdbTable::Vxlan, 24).await;
+    });
+}
+
+#[test]
+fn refreshing_does_not_bring_back_or_move_or_change_what_is_different_by_now() {
+    in_namespace(|| async {
+        segment();
+        sh("bridge fdb add 02:00:00:00:00:01 dev va master dynamic
+            bridge fdb add 02:00:00:00:00:02 dev va master dynamic
+            bridge fdb add 02:00:00:00:00:03 dev va master dynamic
+            bridge fdb add 02:00:00:00:00:04 dev va master dynamic
+            bridge fdb add 02:00:00:00:00:11 dev vx self dst 192.0.2.9 dynamic
+            bridge fdb add 02:00:00:00:00:12 dev vx self dst 192.0.2.9 dynamic
+            bridge fdb add 02:00:00:00:00:13 dev vx self dst 192.0.2.9 dynamic
+            bridge fdb add 02:00:00:00:00:14 dev vx self dst 192.0.2.9 dynamic");
+        let mut mirror = Mirror::start().await;
+        let known: Vec<FdbEntry> = mirror
+            .fdb
+            .iter()
+            .filter(|e| e.mac.0[..5] == [2, 0, 0, 0, 0] && e.mac.0[5] < 0x20)
+            .cloned()
+            .collect();
+        assert_eq!(known.len(), 8);
+        // 1 vanishes, 2 moves, 3 becomes static, 4 stays; both tables.
+        sh("bridge fdb del 02:00:00:00:00:01 dev va master
+            bridge fdb replace 02:00:00:00:00:02 dev vx master dynamic
+            bridge fdb replace 02:00:00:00:00:03 dev va master static
+            bridge fdb del 02:00:00:00:00:11 dev vx self
+            bridge fdb replace 02:00:00:00:00:12 dev vx self dst 192.0.2.8 dynamic
+            bridge fdb replace 02:00:00:00:00:13 dev vx self dst 192.0.2.9 static");
+        mirror.reload().await;
+        let before: std::collections::HashSet<FdbEntry> = mirror.fdb.iter().cloned().collect();
+        assert_eq!(mirror.netlink.fdb_refresh(&known).await.unwrap(), 2);
+        mirror.reload().await;
+        let after: std::collections::HashSet<FdbEntry> = mirror.fdb.iter().cloned().collect();
+        assert_eq!(before, after);
+        // Nothing to refresh, and a bridge that does not exist, are fine.
+        assert_eq!(mirror.netlink.fdb_refresh(&[]).await.unwrap(), 0);
+        let nowhere = FdbEntry { ifindex: 4242, bridge: Some(4242), ..known[0].clone() };
+        assert_eq!(mirror.netlink.fdb_refresh(&[nowhere]).await.unwrap(), 0);
+    });
+}
+
+#[test]
+fn ten_thousand_entries_are_refreshed_fast() {
+    in_namespace(|| async {
+        segment();
+        let mut lines = String::new();
+        for n in 0..5000u32 {
+            let [.., a, b] = n.to_be_bytes();
+            lines.push_str(&format!("fdb add 02:00:00:01:{a:02x}:{b:02x} dev va master dynamic\n"));
+            lines.push_str(&format!(
+                "fdb add 02:00:00:02:{a:02x}:{b:02x} dev vx self dst 192.0.2.9 dynamic\n"
+            ));
+        }
+        batch("bridge", &lines);
+        let mirror = Mirror::start().await;
+        let known: Vec<FdbEntry> = mirror
+            .fdb
+            .iter()
+            .filter(|e| e.state & (bits::NUD_PERMANENT | bits::NUD_NOARP) == 0)
+            .filter(|e| e.mac.0[..3] == [2, 0, 0])
+            .cloned()
+            .collect();
+        assert_eq!(known.len(), 10_000);
+        let start = Instant::now();
+        assert_eq!(mirror.netlink.fdb_refresh(&known).await.unwrap(), 10_000);
+        let took = start.elapsed();
+        println!("refreshed 10,000 entries in {took:?}");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        // The entries are still writable by others in the meantime.
+        let moved = FdbEntry { state: bits::NUD_NOARP, ..known[0].clone() };
+        mirror.netlink.fdb_write(&moved, FdbWrite::Replace).await.unwrap();
+    });
+}

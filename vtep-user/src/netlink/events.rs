@@ -1,0 +1,226 @@
+//! Notifications: two multicast sockets (rtnetlink, nftables) turned into one
+//! stream of `Event`s. Waits without polling, reads in batches, completes
+//! partial link messages by asking, and never hides a loss.
+
+use std::io;
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+
+use super::codec::{Message, messages};
+use super::decode::{Notice, notice};
+use super::error::{Failure, NetlinkError};
+use super::link::link;
+use super::request::link_by_index;
+use super::socket::{Channel, KernelSocket};
+use crate::kernel::{Event, IfIndex};
+
+/// Enough for some 40,000 forwarding entries while the daemon is busy.
+const RECEIVE_BYTES: u32 = 32 << 20;
+/// One `next()` returns about this many events at most.
+const BATCH_EVENTS: usize = 4096;
+/// Datagrams thrown away after a loss before other tasks get their turn.
+const DISCARD_DATAGRAMS: usize = 65_536;
+
+const ROUTE_GROUPS: [u32; 9] = [
+    libc::RTNLGRP_LINK,
+    libc::RTNLGRP_NEIGH,
+    libc::RTNLGRP_IPV4_IFADDR,
+    libc::RTNLGRP_IPV6_IFADDR,
+    libc::RTNLGRP_IPV4_ROUTE,
+    libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV4_RULE,
+    libc::RTNLGRP_IPV6_RULE,
+    libc::RTNLGRP_NEXTHOP,
+];
+/// NFNLGRP_NFTABLES (nfnetlink.h).
+const NFTABLES_GROUPS: [u32; 1] = [7];
+
+/// Notifications of one network namespace. Open it before the first snapshot,
+/// so that nothing falls between the two.
+pub struct Events {
+    route: KernelSocket,
+    /// `None` where the kernel has no nfnetlink.
+    netfilter: Option<KernelSocket>,
+    /// For links that a notification tells only in part.
+    requests: Channel,
+    ready: Vec<Event>,
+    partial: Vec<IfIndex>,
+    /// The queue was not empty yet when the last loss was reported.
+    discarding: bool,
+}
+
+impl Events {
+    /// Joins all groups in the network namespace of the calling thread. Must be
+    /// called inside a tokio runtime.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let failed = |error| Failure::Socket(error).during("watch", "network changes");
+        let netfilter =
+            match KernelSocket::open(NETLINK_NETFILTER, &NFTABLES_GROUPS, RECEIVE_BYTES) {
+                Ok(socket) => Some(socket),
+                Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+                Err(error) => return Err(failed(error)),
+            };
+        Ok(Self {
+            route: KernelSocket::open(NETLINK_ROUTE, &ROUTE_GROUPS, RECEIVE_BYTES)
+                .map_err(failed)?,
+            netfilter,
+            requests: Channel::open(NETLINK_ROUTE).map_err(failed)?,
+            ready: Vec::new(),
+            partial: Vec::new(),
+            discarding: false,
+        })
+    }
+
+    /// Waits for at least one event, then takes what is already there without
+    /// waiting further, up to about 4096 events, in the kernel's order. Links
+    /// that were told only in part come last, complete, and at least as new as
+    /// the rest. Runs of `RoutesChanged` or `FiltersChanged` are folded into one.
+    ///
+    /// After a loss the result is `[Overrun]` alone, and only once the queue is
+    /// empty (until then the kernel keeps dropping): a snapshot taken from then
+    /// on misses nothing.
+    ///
+    /// Cancel safe: events read so far are returned by the next call.
+    pub async fn next(&mut self) -> Result<Vec<Event>, NetlinkError> {
+        loop {
+            if self.ready.is_empty() && self.partial.is_empty() && !self.discarding {
+                self.wait().await.map_err(failed)?;
+            }
+            self.drain().map_err(failed)?;
+            self.complete().await?;
+            if !self.ready.is_empty() {
+                return Ok(std::mem::take(&mut self.ready));
+            }
+        }
+    }
+
+    async fn wait(&self) -> io::Result<()> {
+        match &self.netfilter {
+            Some(netfilter) => tokio::select! {
+                ready = self.route.readable() => ready,
+                ready = netfilter.readable() => ready,
+            },
+            None => self.route.readable().await,
+        }
+    }
+
+    fn drain(&mut self) -> io::Result<()> {
+        let mut lost = std::mem::take(&mut self.discarding);
+        while !lost && self.ready.len() + self.partial.len() < BATCH_EVENTS {
+            match self.route.try_receive() {
+                Ok(false) => break,
+                Ok(true) => {
+                    for message in messages(self.route.datagram()) {
+                        add(&message, &mut self.ready, &mut self.partial);
+                    }
+                }
+                Err(error) if is_loss(&error) => lost = true,
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(netfilter) = &mut self.netfilter {
+            // Tables are read again as a whole, so a loss here loses nothing.
+            for _ in 0..BATCH_EVENTS {
+                match netfilter.try_receive() {
+                    Ok(false) => break,
+                    Err(error) if !is_loss(&error) => return Err(error),
+                    Ok(true) | Err(_) => push(&mut self.ready, Event::FiltersChanged),
+                }
+            }
+        }
+        if lost {
+            self.discard()?;
+            self.partial.clear();
+            self.ready.clear();
+            self.ready.push(Event::Overrun);
+        }
+        Ok(())
+    }
+
+    /// Empties the queue. The kernel reports a loss once and drops everything
+    /// until the reader has caught up (af_netlink.c, NETLINK_S_CONGESTED).
+    fn discard(&mut self) -> io::Result<()> {
+        for _ in 0..DISCARD_DATAGRAMS {
+            match self.route.try_receive() {
+                Ok(false) => return Ok(()),
+                Err(error) if !is_loss(&error) => return Err(error),
+                Ok(true) | Err(_) => {}
+            }
+        }
+        self.discarding = true;
+        Ok(())
+    }
+
+    async fn complete(&mut self) -> Result<(), NetlinkError> {
+        while let Some(&ifindex) = self.partial.last() {
+            let mut found = None;
+            let asked = self
+                .requests
+                .request(&link_by_index(ifindex), |message| found = link(message.body))
+                .await;
+            match asked {
+                // Gone, or moved to another namespace: RTM_DELLINK says so.
+                Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
+                Err(failure) => return Err(failure.during("read", format!("link {ifindex}"))),
+                Ok(_) => self.ready.extend(found.map(Event::Link)),
+            }
+            self.partial.pop();
+        }
+        Ok(())
+    }
+}
+
+fn failed(error: io::Error) -> NetlinkError {
+    Failure::Socket(error).during("watch", "network changes")
+}
+
+/// ENOBUFS: the kernel dropped notifications. EMSGSIZE: one was cut short.
+fn is_loss(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EMSGSIZE))
+}
+
+fn add(message: &Message<'_>, ready: &mut Vec<Event>, partial: &mut Vec<IfIndex>) {
+    match notice(message.kind, message.body) {
+        Some(Notice::Fact(event)) => push(ready, event),
+        Some(Notice::PartialLink(ifindex)) if !partial.contains(&ifindex) => partial.push(ifindex),
+        Some(Notice::PartialLink(_)) | None => {}
+    }
+}
+
+fn push(ready: &mut Vec<Event>, event: Event) {
+    let repeats = matches!(event, Event::RoutesChanged | Event::FiltersChanged)
+        && ready.last() == Some(&event);
+    if !repeats {
+        ready.push(event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_signals_without_contents_are_folded() {
+        let mut ready = Vec::new();
+        for event in [
+            Event::RoutesChanged,
+            Event::RoutesChanged,
+            Event::FiltersChanged,
+            Event::RoutesChanged,
+            Event::LinkGone(3),
+            Event::LinkGone(3),
+        ] {
+            push(&mut ready, event);
+        }
+        assert_eq!(
+            ready,
+            [
+                Event::RoutesChanged,
+                Event::FiltersChanged,
+                Event::RoutesChanged,
+                Event::LinkGone(3),
+                Event::LinkGone(3)
+            ]
+        );
+    }
+}

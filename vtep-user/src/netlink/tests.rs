@@ -1,0 +1,1 @@
+//! Recorded kernel messages, and any bytes at all, through the decoders.
