@@ -22,7 +22,7 @@ const CAP_BPF: u32 = 39;
 pub enum HostError {
     #[error("kernel {0} is too old: vtep needs {major}.{minor} or newer", major = KERNEL_MIN.0, minor = KERNEL_MIN.1)]
     Kernel(String),
-    #[error("vtep run needs {0}: run it as root")]
+    #[error("missing {0}: run vtep as root")]
     Capabilities(String),
     #[error("cannot read {}: {}", path.display(), reason(source))]
     Read { path: PathBuf, source: io::Error },
@@ -56,7 +56,7 @@ pub fn kernel_release() -> Result<String, HostError> {
     Ok(read("/proc/sys/kernel/osrelease")?.trim().to_owned())
 }
 
-/// Whether this process may do what `vtep run` does on this kernel.
+/// Whether this process may load and unload programs on this kernel.
 pub fn check() -> Result<(), HostError> {
     check_capabilities(&read("/proc/self/status")?)?;
     check_kernel(&kernel_release()?)
@@ -167,12 +167,12 @@ mod tests {
         let error = check_capabilities(&status("0")).unwrap_err().to_string();
         assert_eq!(
             error,
-            "vtep run needs CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON: run it as root"
+            "missing CAP_NET_ADMIN, CAP_BPF, CAP_PERFMON: run vtep as root"
         );
         let error = check_capabilities(&status("0000008000001000"))
             .unwrap_err()
             .to_string();
-        assert_eq!(error, "vtep run needs CAP_PERFMON: run it as root");
+        assert_eq!(error, "missing CAP_PERFMON: run vtep as root");
         assert!(check_capabilities("").is_err());
     }
 
@@ -194,5 +194,40 @@ mod tests {
             error.starts_with("cannot enter network namespace /dev/null"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn enters_the_namespace_of_another_thread_and_only_with_this_one() {
+        use std::sync::mpsc::channel;
+        use std::thread;
+
+        let here = || std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let (tell, told) = channel();
+        let (stop, stopped) = channel::<()>();
+        let other = thread::spawn(move || {
+            // SAFETY: unshare takes no memory; only this thread moves.
+            let made = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+            let thread = std::fs::read_link("/proc/thread-self").unwrap();
+            tell.send(made.then(|| (Path::new("/proc").join(thread).join("ns/net"), here())))
+                .unwrap();
+            // Ends when the test drops its side.
+            let _ = stopped.recv();
+        });
+        if let Some((path, namespace)) = told.recv().unwrap() {
+            let before = here();
+            let path = path.to_str().unwrap().to_owned();
+            let entered = thread::spawn(move || enter_netns(&path).map(|()| here()));
+            assert_eq!(entered.join().unwrap().unwrap(), namespace);
+            assert_eq!(here(), before);
+            assert_ne!(before, namespace);
+        } else {
+            assert!(
+                !std::env::var("VTEP_TESTS_REQUIRE").is_ok_and(|what| what.contains("root")),
+                "needs root"
+            );
+            eprintln!("SKIPPED: making a network namespace needs root");
+        }
+        drop(stop);
+        other.join().unwrap();
     }
 }

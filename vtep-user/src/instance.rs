@@ -46,6 +46,9 @@ pub enum BpfFsError {
 }
 
 impl Instance {
+    /// Name where none is given.
+    pub const DEFAULT: &'static str = "default";
+
     /// The instance in other places than the usual ones, for tests.
     pub fn in_dirs(
         name: &str,

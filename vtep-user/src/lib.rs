@@ -3,6 +3,7 @@
 //! `cli` talk to people.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod fdb;

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::http::{Method, Request, StatusCode, header};
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use vtep_common::Vni;
 
 use super::command::{ApiError, ErrorKind};
@@ -23,12 +25,15 @@ use super::types::{
 use super::values::{IfName, StationMac};
 use crate::instance::{Instance, reason};
 
+/// Longer than the daemon gives itself for a command.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "no daemon for instance {instance} ({}: {}): start it with `vtep run`",
-        path.display(), reason(source)
+        "no daemon for instance {instance} ({}: {}): start it with `{}`",
+        path.display(), reason(source), run_command(instance)
     )]
     NoDaemon {
         instance: String,
@@ -37,6 +42,10 @@ pub enum ClientError {
     },
     #[error("cannot use {}: {}: run the command as root", path.display(), reason(source))]
     NoAccess { path: PathBuf, source: io::Error },
+    #[error(
+        "the daemon of instance {0} does not answer: see its log, or end it and start it again"
+    )]
+    Timeout(String),
     #[error(transparent)]
     Refused(#[from] ApiError),
     #[error("the daemon closed the connection ({0}): see its log")]
@@ -45,9 +54,18 @@ pub enum ClientError {
     Json(#[from] serde_json::Error),
 }
 
+fn run_command(instance: &str) -> String {
+    if instance == Instance::DEFAULT {
+        "vtep run".to_owned()
+    } else {
+        format!("vtep --instance {instance} run")
+    }
+}
+
 /// A connection to the daemon of one instance.
 #[derive(Debug)]
 pub struct Client {
+    instance: String,
     requests: SendRequest<Full<Bytes>>,
 }
 
@@ -72,7 +90,10 @@ impl Client {
         let (requests, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // Its errors come out at the request as well.
         tokio::spawn(connection);
-        Ok(Self { requests })
+        Ok(Self {
+            instance: instance.name().to_owned(),
+            requests,
+        })
     }
 
     pub async fn status(&mut self) -> Result<Status, ClientError> {
@@ -184,10 +205,10 @@ impl Client {
             header::CONTENT_TYPE,
             header::HeaderValue::from_static("application/json"),
         );
-        self.requests.ready().await?;
-        let response = self.requests.send_request(request).await?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await?.to_bytes();
+        let (status, bytes) = match timeout(TIMEOUT, self.exchange(request)).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(ClientError::Timeout(self.instance.clone())),
+        };
         if status == StatusCode::NO_CONTENT {
             Ok(serde_json::from_slice(b"null")?)
         } else if status.is_success() {
@@ -196,6 +217,16 @@ impl Client {
             let body: ErrorBody = serde_json::from_slice(&bytes)?;
             Err(ApiError::new(ErrorKind::from_http_status(status.as_u16()), body.error).into())
         }
+    }
+
+    async fn exchange(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), hyper::Error> {
+        self.requests.ready().await?;
+        let response = self.requests.send_request(request).await?;
+        let status = response.status();
+        Ok((status, response.into_body().collect().await?.to_bytes()))
     }
 }
 

@@ -171,7 +171,7 @@ async fn a_missing_daemon_is_told_from_a_failing_one() {
     let error = Client::connect(&instance).await.unwrap_err().to_string();
     let path = instance.socket_path();
     let expected = format!(
-        "no daemon for instance blue ({}: No such file or directory): start it with `vtep run`",
+        "no daemon for instance blue ({}: No such file or directory): start it with `vtep --instance blue run`",
         path.display()
     );
     assert_eq!(error, expected);
