@@ -10,6 +10,7 @@ use vtep_common::layout::SegmentId;
 use vtep_common::{MacAddr, Vni};
 
 use super::values::{HostIp, IfName, StationMac};
+use crate::tables;
 
 /// Destination port of VXLAN (RFC 7348 section 5).
 pub const DEFAULT_UDP_PORT: u16 = 4789;
@@ -28,6 +29,24 @@ pub enum XdpMode {
     #[default]
     Native,
     Generic,
+}
+
+impl From<XdpMode> for tables::XdpMode {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Native => Self::Native,
+            XdpMode::Generic => Self::Generic,
+        }
+    }
+}
+
+impl From<tables::XdpMode> for XdpMode {
+    fn from(mode: tables::XdpMode) -> Self {
+        match mode {
+            tables::XdpMode::Native => Self::Native,
+            tables::XdpMode::Generic => Self::Generic,
+        }
+    }
 }
 
 /// What the user wants at a port.
@@ -306,12 +325,9 @@ pub struct FdbRow {
 }
 
 /// Which entries to show; `None`: all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FdbFilter {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vni: Option<Vni>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
 }
 
