@@ -101,6 +101,11 @@ impl Outcome {
     /// Stride of the counters: outcome numbers stay below this.
     pub const SLOTS: u32 = 64;
 
+    /// Whether it is an outcome of frames from the wire (as opposed to a port).
+    pub const fn is_ingress(self) -> bool {
+        (self as u32) < 32
+    }
+
     /// Whether the frame took the fast path (as opposed to passed or dropped).
     pub const fn is_fast(self) -> bool {
         matches!(
@@ -119,6 +124,7 @@ mod tests {
         for (i, a) in Outcome::ALL.iter().enumerate() {
             assert!((*a as u32) < Outcome::SLOTS);
             assert!(*a as u32 != 0, "0 is reserved");
+            assert_eq!(a.is_ingress(), a.name().starts_with("ingress-"));
             assert!(
                 a.name()
                     .bytes()
