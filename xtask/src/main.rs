@@ -1,1 +1,73 @@
-fn main() {}
+//! `cargo xtask`: everything a developer or operator does with the checkout.
+//! One file per verb; this one only dispatches.
+
+mod build;
+mod lint;
+mod load;
+mod run;
+mod setup;
+mod test;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Set up, build, load and test the accelerated VTEP.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Bring this machine to the point where everything builds and runs
+    Setup,
+    /// Build the eBPF objects, then user space
+    Build {
+        /// Optimised user space (eBPF always is)
+        #[arg(long)]
+        release: bool,
+    },
+    /// Format, clippy (user space and eBPF), file sizes
+    Lint,
+    /// Run every test; the last line is the sum
+    Test {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Start the daemon on this machine's own NICs and wait until it is ready
+    Load {
+        /// Configuration of the daemon
+        #[arg(long)]
+        config: Option<PathBuf>,
+        #[arg(long, default_value = "default")]
+        instance: String,
+    },
+    /// Stop the daemon and remove everything it attached
+    Unload {
+        #[arg(long, default_value = "default")]
+        instance: String,
+    },
+}
+
+fn main() -> ExitCode {
+    run::handle_interrupt();
+    let result = match Args::parse().verb {
+        Verb::Setup => setup::run(),
+        Verb::Build { release } => setup::run().and_then(|()| build::run_all(release)),
+        Verb::Lint => setup::run().and_then(|()| lint::run_all()),
+        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
+        Verb::Unload { instance } => load::unload(&instance),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -54,12 +54,12 @@ impl Events {
     /// called inside a tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
         let failed = |error| Failure::Socket(error).during("watch", "network changes");
-        let netfilter =
-            match KernelSocket::open(NETLINK_NETFILTER, &NFTABLES_GROUPS, RECEIVE_BYTES) {
-                Ok(socket) => Some(socket),
-                Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
-                Err(error) => return Err(failed(error)),
-            };
+        let netfilter = match KernelSocket::open(NETLINK_NETFILTER, &NFTABLES_GROUPS, RECEIVE_BYTES)
+        {
+            Ok(socket) => Some(socket),
+            Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
+            Err(error) => return Err(failed(error)),
+        };
         Ok(Self {
             route: KernelSocket::open(NETLINK_ROUTE, &ROUTE_GROUPS, RECEIVE_BYTES)
                 .map_err(failed)?,
@@ -156,7 +156,9 @@ impl Events {
             let mut found = None;
             let asked = self
                 .requests
-                .request(&link_by_index(ifindex), |message| found = link(message.body))
+                .request(&link_by_index(ifindex), |message| {
+                    found = link(message.body)
+                })
                 .await;
             match asked {
                 // Gone, or moved to another namespace: RTM_DELLINK says so.

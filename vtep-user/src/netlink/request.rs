@@ -48,7 +48,10 @@ impl Netlink {
             Err(error) => return Err(failed(error)),
         };
         let route = Channel::open(NETLINK_ROUTE).map_err(failed)?;
-        Ok(Self { route: Arc::new(Mutex::new(route)), netfilter })
+        Ok(Self {
+            route: Arc::new(Mutex::new(route)),
+            netfilter,
+        })
     }
 
     pub(super) async fn channel(&self) -> MutexGuard<'_, Channel> {
@@ -60,7 +63,10 @@ impl Netlink {
     /// and neighbour tables are read again while entries are being removed from
     /// them, since such a dump may skip entries that stay.
     pub async fn snapshot(&self) -> Result<Snapshot, NetlinkError> {
-        let mut snapshot = Snapshot { links: self.links().await?, ..Snapshot::default() };
+        let mut snapshot = Snapshot {
+            links: self.links().await?,
+            ..Snapshot::default()
+        };
         snapshot.addresses = self
             .dump(
                 "addresses",
@@ -77,7 +83,8 @@ impl Netlink {
     /// Every link, complete.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let mut get = LinkMessage::default();
-        get.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        get.attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         self.dump("links", RouteNetlinkMessage::GetLink(get), |message| {
             (message.kind == libc::RTM_NEWLINK).then(|| link(message.body))?
         })
@@ -85,11 +92,13 @@ impl Netlink {
     }
 
     async fn forwarding(&self) -> Result<Vec<FdbEntry>, NetlinkError> {
-        self.dump_watched("the forwarding tables", AddressFamily::Bridge, fdb_entry).await
+        self.dump_watched("the forwarding tables", AddressFamily::Bridge, fdb_entry)
+            .await
     }
 
     async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
-        self.dump_watched("neighbours", AddressFamily::Unspec, neighbour).await
+        self.dump_watched("neighbours", AddressFamily::Unspec, neighbour)
+            .await
     }
 
     /// Dumps a table that the kernel walks by position without noticing
@@ -158,11 +167,14 @@ impl Netlink {
         let mut get = RouteMessage::default();
         get.header.address_family = family(remote);
         get.header.destination_prefix_length = host_bits(remote);
-        get.attributes.push(RouteAttribute::Destination(RouteAddress::from(remote)));
-        get.attributes.push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
+        get.attributes
+            .push(RouteAttribute::Destination(RouteAddress::from(remote)));
+        get.attributes
+            .push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
         if let Some(source) = source {
             get.header.source_prefix_length = host_bits(source);
-            get.attributes.push(RouteAttribute::Source(RouteAddress::from(source)));
+            get.attributes
+                .push(RouteAttribute::Source(RouteAddress::from(source)));
         }
         get.attributes.extend(link.map(RouteAttribute::Oif));
         let mut found = None;
@@ -178,7 +190,11 @@ impl Netlink {
             .await;
         match asked {
             Ok(_) => Ok(found),
-            Err(failure) if failure.errno().is_some_and(|errno| NO_ROUTE.contains(&errno)) => {
+            Err(failure)
+                if failure
+                    .errno()
+                    .is_some_and(|errno| NO_ROUTE.contains(&errno)) =>
+            {
                 Ok(None)
             }
             Err(failure) => Err(failure.during("look up", format!("the route to {remote}"))),
@@ -199,7 +215,9 @@ impl Netlink {
         about.header.ifindex = ifindex;
         about
             .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::from(neighbour_address)));
+            .push(NeighbourAttribute::Destination(NeighbourAddress::from(
+                neighbour_address,
+            )));
         let mut state = 0;
         let mut channel = self.channel().await;
         let get = encode(&RouteNetlinkMessage::GetNeighbour(about.clone()), 0);
@@ -230,8 +248,13 @@ impl Netlink {
 /// What RTM_GETROUTE answers where it has no route to offer: ENETUNREACH (none),
 /// EHOSTUNREACH (unreachable), EACCES (prohibit), EINVAL (blackhole), ENODEV (no
 /// such link).
-const NO_ROUTE: [i32; 5] =
-    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::ENODEV];
+const NO_ROUTE: [i32; 5] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EACCES,
+    libc::EINVAL,
+    libc::ENODEV,
+];
 
 pub(super) fn family(address: IpAddr) -> AddressFamily {
     AddressFamily::from(family_of(address))
@@ -241,14 +264,19 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
 pub(super) fn encode(message: &RouteNetlinkMessage, flags: u16) -> Request {
     let mut body = vec![0; NetlinkSerializable::buffer_len(message)];
     message.serialize(&mut body);
-    Request { kind: message.message_type(), flags, body }
+    Request {
+        kind: message.message_type(),
+        flags,
+        body,
+    }
 }
 
 /// Asks for one link, complete, without counters.
 pub(super) fn link_by_index(ifindex: IfIndex) -> Request {
     let mut get = LinkMessage::default();
     get.header.index = ifindex;
-    get.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    get.attributes
+        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     encode(&RouteNetlinkMessage::GetLink(get), 0)
 }
 
@@ -287,7 +315,10 @@ mod tests {
 
     #[test]
     fn united_dumps_keep_everything_once_with_the_newest_last() {
-        assert_eq!(unite(vec![vec!["a", "b", "c"], vec!["b", "d"]]), ["a", "c", "b", "d"]);
+        assert_eq!(
+            unite(vec![vec!["a", "b", "c"], vec!["b", "d"]]),
+            ["a", "c", "b", "d"]
+        );
         assert_eq!(unite::<u8>(vec![]), [0; 0]);
     }
 }

@@ -64,7 +64,10 @@ impl KernelSocket {
 
     /// Waits until something can be received. Cancel safe.
     pub async fn readable(&self) -> io::Result<()> {
-        self.fd.readable().await.map(|mut guard| guard.retain_ready())
+        self.fd
+            .readable()
+            .await
+            .map(|mut guard| guard.retain_ready())
     }
 
     /// Receives one datagram into `datagram()` without waiting; `false`: there is
@@ -76,7 +79,9 @@ impl KernelSocket {
             if would_block(&received) {
                 // Once more under tokio's eyes, so that it waits from now on.
                 let datagram = &mut self.datagram;
-                received = self.fd.try_io(Interest::READABLE, |socket| receive(socket, datagram));
+                received = self
+                    .fd
+                    .try_io(Interest::READABLE, |socket| receive(socket, datagram));
             }
             match received {
                 Ok((length, _)) if length > self.datagram.len() => {
@@ -220,7 +225,13 @@ impl Channel {
             self.sequence = self.sequence.wrapping_add(1);
             // A dump ends with NLMSG_DONE; the kernel does not acknowledge it too.
             let flags = NLM_F_REQUEST | NLM_F_ACK | request.flags;
-            frame(request.kind, flags, self.sequence, &request.body, &mut self.outgoing);
+            frame(
+                request.kind,
+                flags,
+                self.sequence,
+                &request.body,
+                &mut self.outgoing,
+            );
         }
         self.unfinished = true;
         self.socket.send(&self.outgoing)?;
@@ -266,7 +277,9 @@ pub(super) enum Answer<'a> {
 
 /// The error in an NLMSG_ERROR or NLMSG_DONE; `None` is success.
 fn refusal(message: &Message<'_>) -> Option<(io::Error, Explanation)> {
-    let code = u32_of(message.body).map(|code| code as i32).filter(|&code| code < 0)?;
+    let code = u32_of(message.body)
+        .map(|code| code as i32)
+        .filter(|&code| code < 0)?;
     let rest = &message.body[4..];
     let tlvs = match message.kind {
         // The header of the refused request comes first, its body only if
@@ -276,12 +289,15 @@ fn refusal(message: &Message<'_>) -> Option<(io::Error, Explanation)> {
                 0 => u32_of(rest).unwrap_or(0) as usize,
                 _ => HEADER_BYTES,
             };
-            rest.get((request.saturating_add(3)) & !3..).unwrap_or_default()
+            rest.get((request.saturating_add(3)) & !3..)
+                .unwrap_or_default()
         }
         NLMSG_DONE if message.flags & ACK_TLVS != 0 => rest,
         _ => &[],
     };
-    let text = attributes(tlvs).find(|&(kind, _)| kind == ATTR_MSG).map(|(_, text)| text_of(text));
+    let text = attributes(tlvs)
+        .find(|&(kind, _)| kind == ATTR_MSG)
+        .map(|(_, text)| text_of(text));
     let error = io::Error::from_raw_os_error(code.checked_neg().unwrap_or(libc::EIO));
     Some((error, Explanation(text)))
 }
@@ -292,7 +308,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn error(flags: u16, body: &[u8]) -> Option<(Option<i32>, Option<String>)> {
-        let message = Message { kind: NLMSG_ERROR, flags, sequence: 1, body };
+        let message = Message {
+            kind: NLMSG_ERROR,
+            flags,
+            sequence: 1,
+            body,
+        };
         refusal(&message).map(|(error, text)| (error.raw_os_error(), text.0))
     }
 
