@@ -2,5 +2,6 @@
 //! and `dataplane` touch the kernel, `controller` connects them, `api` and
 //! `cli` talk to people.
 
+pub mod dataplane;
 pub mod kernel;
 pub mod tables;
