@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dataplane;
 pub mod fdb;
 pub mod host;
 pub mod instance;
