@@ -1,0 +1,223 @@
+//! The standard laboratory: a router, hosts in subnets of their own, on each an
+//! ordinary kernel bridge and VXLAN device, VMs as namespaces behind veths.
+
+use std::net::Ipv4Addr;
+
+use anyhow::{Context as _, Result};
+use vtep_common::MacAddr;
+
+use crate::netns::Netns;
+
+/// VNI of the segment that every host has.
+pub const VNI: u32 = 100;
+/// MTU of the underlay and inside the VMs.
+pub const UNDERLAY_MTU: u32 = 1500;
+pub const VM_MTU: u32 = 1450;
+
+/// How the hosts' VXLAN devices are made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub hosts: usize,
+    /// Options of `ip link add .. type vxlan`, beside id, local address and port.
+    pub vxlan: String,
+    pub udp_port: u16,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            hosts: 2,
+            vxlan: String::new(),
+            udp_port: 4789,
+        }
+    }
+}
+
+/// One hypervisor.
+#[derive(Debug)]
+pub struct Host {
+    pub netns: Netns,
+    pub address: Ipv4Addr,
+    pub gateway: Ipv4Addr,
+    pub uplink_mac: MacAddr,
+    pub gateway_mac: MacAddr,
+}
+
+/// Devices of a host.
+pub const UPLINK: &str = "uplink0";
+pub const BRIDGE: &str = "br100";
+pub const VXLAN: &str = "vxlan100";
+
+/// One VM: a namespace with `eth0`, whose other end is a port of a host's bridge.
+#[derive(Debug)]
+pub struct Vm {
+    pub netns: Netns,
+    pub mac: MacAddr,
+    pub address: Ipv4Addr,
+    /// Name of the host's end.
+    pub port: String,
+}
+
+#[derive(Debug)]
+pub struct Lab {
+    pub router: Netns,
+    pub hosts: Vec<Host>,
+    pub vms: Vec<Vm>,
+}
+
+impl Lab {
+    /// Two hosts, default options.
+    pub fn new() -> Result<Self> {
+        Self::with(&Options::default())
+    }
+
+    pub fn with(options: &Options) -> Result<Self> {
+        let router = Netns::new("router")?;
+        router.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
+        let mut lab = Self {
+            router,
+            hosts: Vec::new(),
+            vms: Vec::new(),
+        };
+        for number in 0..options.hosts {
+            lab.add_host(number, options)?;
+        }
+        Ok(lab)
+    }
+
+    fn add_host(&mut self, number: usize, options: &Options) -> Result<()> {
+        // Documentation networks, RFC 5737, then the benchmarking network, RFC 2544.
+        let subnet = match number {
+            0 => [192, 0, 2],
+            1 => [198, 51, 100],
+            2 => [203, 0, 113],
+            n => [198, 18, n as u8],
+        };
+        let [a, b, c] = subnet;
+        let (gateway, address) = (Ipv4Addr::new(a, b, c, 1), Ipv4Addr::new(a, b, c, 2));
+        let uplink_mac = MacAddr([2, 0, 0, 0xff, number as u8, 2]);
+        let gateway_mac = MacAddr([2, 0, 0, 0xff, number as u8, 1]);
+        let netns = Netns::new(&format!("host{}", number + 1))?;
+        let far = format!("to{}", number + 1);
+        self.router.run(&format!(
+            "ip link add {far} address {gateway_mac} type veth peer name {UPLINK} address {uplink_mac} netns {}",
+            netns.name()
+        ))?;
+        wire(&self.router, &far)?;
+        wire(&netns, UPLINK)?;
+        self.router.run_all(&format!(
+            "ip addr add {gateway}/24 dev {far}
+             ip link set {far} up"
+        ))?;
+        let Options {
+            vxlan, udp_port, ..
+        } = options;
+        netns.run_all(&format!(
+            "ip addr add {address}/24 dev {UPLINK}
+             ip link set {UPLINK} up
+             ip route add default via {gateway}
+             ip link add {BRIDGE} type bridge
+             ip link add {VXLAN} type vxlan id {VNI} local {address} dstport {udp_port} {vxlan}
+             ip link set {VXLAN} mtu {VM_MTU} master {BRIDGE}
+             ip link set {VXLAN} up
+             ip link set {BRIDGE} up"
+        ))?;
+        // Everybody floods to everybody else.
+        for other in &self.hosts {
+            netns.run(&format!(
+                "bridge fdb append 00:00:00:00:00:00 dev {VXLAN} dst {}",
+                other.address
+            ))?;
+            other.netns.run(&format!(
+                "bridge fdb append 00:00:00:00:00:00 dev {VXLAN} dst {address}"
+            ))?;
+        }
+        self.hosts.push(Host {
+            netns,
+            address,
+            gateway,
+            uplink_mac,
+            gateway_mac,
+        });
+        Ok(())
+    }
+
+    /// A VM that sends plain frames (no offloads) behind a port of `host`.
+    pub fn add_vm(&mut self, host: usize) -> Result<usize> {
+        let number = self.vms.len() as u8 + 1;
+        let mac = MacAddr([2, 0, 0, 0, 0, number]);
+        let address = Ipv4Addr::new(10, 0, 0, number);
+        let netns = Netns::new(&format!("vm{number}"))?;
+        let port = format!("port{number}");
+        let host = &self.hosts[host].netns;
+        host.run(&format!(
+            "ip link add {port} type veth peer name eth0 address {mac} netns {}",
+            netns.name()
+        ))?;
+        wire(&netns, "eth0")?;
+        netns.run_all(&format!(
+            "ip link set eth0 mtu {VM_MTU}
+             ip addr add {address}/24 dev eth0
+             ip link set eth0 up"
+        ))?;
+        plug(host, &port)?;
+        self.vms.push(Vm {
+            netns,
+            mac,
+            address,
+            port,
+        });
+        Ok(self.vms.len() - 1)
+    }
+
+    /// Move a VM's network card: the host's end of its veth goes to another
+    /// host's namespace and bridge. Nobody is told; see [`Vm::announce`].
+    pub fn move_vm(&self, vm: usize, from: usize, to: usize) -> Result<()> {
+        let port = &self.vms[vm].port;
+        let to = &self.hosts[to].netns;
+        self.hosts[from]
+            .netns
+            .run(&format!("ip link set {port} netns {}", to.name()))?;
+        plug(to, port)
+    }
+
+    /// The host's static entry for a MAC behind another host, in both tables.
+    pub fn set_remote(&self, host: usize, mac: MacAddr, remote: usize) -> Result<()> {
+        let remote = self.hosts[remote].address;
+        let netns = &self.hosts[host].netns;
+        netns.run(&format!(
+            "bridge fdb replace {mac} dev {VXLAN} self static dst {remote}"
+        ))?;
+        netns.run(&format!(
+            "bridge fdb replace {mac} dev {VXLAN} master static"
+        ))?;
+        Ok(())
+    }
+
+    /// Resolve every host's gateway, as traffic would.
+    pub fn warm_up(&self) -> Result<()> {
+        for host in &self.hosts {
+            let ping = format!("ping -c 1 -W 2 {}", host.gateway);
+            host.netns.run(&ping).context("underlay")?;
+        }
+        Ok(())
+    }
+}
+
+/// Frames as a NIC would see them: no superframes, no unfinished checksums; and
+/// GRO, because a veth only receives redirected frames where it polls.
+fn wire(netns: &Netns, device: &str) -> Result<()> {
+    netns.run(&format!(
+        "ethtool -K {device} tso off gso off tx off txvlan off gro on"
+    ))?;
+    netns.run(&format!("ip link set {device} mtu {UNDERLAY_MTU}"))?;
+    Ok(())
+}
+
+fn plug(host: &Netns, port: &str) -> Result<()> {
+    host.run_all(&format!(
+        "ethtool -K {port} gro on
+         ip link set {port} master {BRIDGE}
+         ip link set {port} up"
+    ))
+}

@@ -1,0 +1,4 @@
+//! Lab tests: hosts with ordinary kernel bridges and VXLAN devices behind a
+//! router, the real daemon in front of some of them.
+
+mod kernel;
