@@ -34,14 +34,27 @@ const ENTRIES: &str = "
     bridge fdb add 02:00:00:00:00:0c dev vb self";
 
 /// An entry as `bridge -j fdb show` tells it.
-type Told = (String, String, Option<String>, Option<String>, u64, u64, u64, String, bool, bool);
+type Told = (
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    u64,
+    u64,
+    u64,
+    String,
+    bool,
+    bool,
+);
 
 fn told_by_bridge() -> BTreeSet<Told> {
     let list: Value = serde_json::from_str(&output_of("bridge -j fdb show")).expect("JSON");
     let list = list.as_array().expect("list");
     list.iter()
         .filter(|entry| {
-            let vxlan = ["vx", "single", "v6"].iter().any(|name| entry["ifname"] == *name);
+            let vxlan = ["vx", "single", "v6"]
+                .iter()
+                .any(|name| entry["ifname"] == *name);
             // The receive filters of all other devices.
             entry["master"].is_string() || vxlan
         })
@@ -49,7 +62,9 @@ fn told_by_bridge() -> BTreeSet<Told> {
             let text = |key: &str| entry[key].as_str().map(str::to_owned);
             let number = |key: &str| entry[key].as_u64().unwrap_or(0);
             let flag = |flag: &str| {
-                entry["flags"].as_array().is_some_and(|flags| flags.iter().any(|f| f == flag))
+                entry["flags"]
+                    .as_array()
+                    .is_some_and(|flags| flags.iter().any(|f| f == flag))
             };
             (
                 text("ifname").unwrap(),
@@ -101,7 +116,10 @@ async fn mirror_agrees(mirror: &mut Mirror) {
         let kernel = told_by_bridge();
         let wait = std::time::Duration::from_millis(20);
         while let Ok(events) = tokio::time::timeout(wait, mirror.events.next()).await {
-            events.expect("events").into_iter().for_each(|event| mirror.apply(event));
+            events
+                .expect("events")
+                .into_iter()
+                .for_each(|event| mirror.apply(event));
         }
         let mirrored = told_by(mirror, &mirror.fdb);
         if mirrored == kernel {
@@ -123,13 +141,20 @@ fn every_kind_of_entry_arrives_as_an_event_and_goes_as_one() {
         let mut mirror = Mirror::start().await;
         sh(ENTRIES);
         mirror_agrees(&mut mirror).await;
-        let (vx, va, br0, vb) =
-            (mirror.index("vx"), mirror.index("va"), mirror.index("br0"), mirror.index("vb"));
+        let (vx, va, br0, vb) = (
+            mirror.index("vx"),
+            mirror.index("va"),
+            mirror.index("br0"),
+            mirror.index("vb"),
+        );
 
         let both = mirror.entries("00:1b:21:00:00:01");
         assert_eq!(both.len(), 2, "one entry in each table: {both:?}");
         let bridge = both.iter().find(|e| e.table == FdbTable::Bridge).unwrap();
-        assert_eq!((bridge.ifindex, bridge.bridge, bridge.dst), (vx, Some(br0), None));
+        assert_eq!(
+            (bridge.ifindex, bridge.bridge, bridge.dst),
+            (vx, Some(br0), None)
+        );
         let vxlan = both.iter().find(|e| e.table == FdbTable::Vxlan).unwrap();
         assert_eq!((vxlan.ifindex, vxlan.bridge), (vx, None));
         assert_eq!(vxlan.dst, Some("198.51.100.1".parse().unwrap()));
@@ -143,26 +168,37 @@ fn every_kind_of_entry_arrives_as_an_event_and_goes_as_one() {
         assert_eq!(mirror.entries("00:00:00:00:00:00").len(), 3);
         assert_eq!(mirror.entries("01:00:5e:00:00:fb").len(), 2);
         let own = mirror.entries("02:00:00:00:00:06")[0];
-        assert_eq!((own.ifindex, own.bridge, own.table), (br0, Some(br0), FdbTable::Bridge));
+        assert_eq!(
+            (own.ifindex, own.bridge, own.table),
+            (br0, Some(br0), FdbTable::Bridge)
+        );
         let dynamic = mirror.entries("02:00:00:00:00:02")[0];
         assert_eq!(dynamic.state & (bits::NUD_PERMANENT | bits::NUD_NOARP), 0);
         assert_eq!(dynamic.ifindex, va);
-        assert!(mirror.entries("02:00:00:00:00:0c").is_empty(), "a receive filter of veth");
+        assert!(
+            mirror.entries("02:00:00:00:00:0c").is_empty(),
+            "a receive filter of veth"
+        );
 
         // A fresh dump says the same.
         let snapshot = mirror.netlink.snapshot().await.unwrap();
         assert_eq!(told_by(&mirror, &snapshot.fdb), told_by_bridge());
 
         // One destination of several, a replaced one, and whole entries.
-        sh("bridge fdb del 00:00:00:00:00:00 dev vx self dst 198.51.100.6
+        sh(
+            "bridge fdb del 00:00:00:00:00:00 dev vx self dst 198.51.100.6
             bridge fdb replace 02:00:00:00:00:08 dev vx self dst 198.51.100.77
             bridge fdb replace 02:00:00:00:00:02 dev vx master dynamic
             bridge fdb del 02:00:00:00:00:09 dev vx self
             bridge fdb del 01:00:5e:00:00:fb dev vx self
-            bridge fdb del 02:00:00:00:00:05 dev va master");
+            bridge fdb del 02:00:00:00:00:05 dev va master",
+        );
         mirror_agrees(&mut mirror).await;
         let moved = mirror.entries("02:00:00:00:00:08");
-        assert_eq!((moved.len(), moved[0].dst), (1, Some("198.51.100.77".parse().unwrap())));
+        assert_eq!(
+            (moved.len(), moved[0].dst),
+            (1, Some("198.51.100.77".parse().unwrap()))
+        );
         assert_eq!(mirror.entries("02:00:00:00:00:02")[0].ifindex, vx);
 
         sh("ip link set va nomaster");
@@ -171,7 +207,9 @@ fn every_kind_of_entry_arrives_as_an_event_and_goes_as_one() {
         mirror.until("vx is gone", |m| m.link("vx").is_none()).await;
         mirror_agrees(&mut mirror).await;
         sh("ip link del br0");
-        mirror.until("br0 is gone", |m| m.link("br0").is_none()).await;
+        mirror
+            .until("br0 is gone", |m| m.link("br0").is_none())
+            .await;
         assert!(mirror.fdb.is_empty(), "{:?}", mirror.fdb);
     });
 }
@@ -179,17 +217,25 @@ fn every_kind_of_entry_arrives_as_an_event_and_goes_as_one() {
 #[test]
 fn the_single_vxlan_device_tells_the_segment_of_each_entry() {
     in_namespace(|| async {
-        sh("ip link add single type vxlan external vnifilter local 192.0.2.1 dstport 4789
+        sh(
+            "ip link add single type vxlan external vnifilter local 192.0.2.1 dstport 4789
             ip link set single up
             bridge vni add vni 100 dev single
             bridge fdb add 02:00:00:00:00:01 dev single self dst 198.51.100.1 src_vni 100
-            bridge fdb append 00:00:00:00:00:00 dev single self dst 198.51.100.1 src_vni 100");
+            bridge fdb append 00:00:00:00:00:00 dev single self dst 198.51.100.1 src_vni 100",
+        );
         let mut mirror = Mirror::start().await;
-        assert_eq!(mirror.entries("02:00:00:00:00:01")[0].source_vni, Vni::new(100));
+        assert_eq!(
+            mirror.entries("02:00:00:00:00:01")[0].source_vni,
+            Vni::new(100)
+        );
         sh("bridge fdb add 02:00:00:00:00:01 dev single self dst 198.51.100.2 src_vni 200 vni 201");
         mirror_agrees(&mut mirror).await;
         let second = &mirror.entries("02:00:00:00:00:01")[1];
-        assert_eq!((second.source_vni, second.vni), (Vni::new(200), Vni::new(201)));
+        assert_eq!(
+            (second.source_vni, second.vni),
+            (Vni::new(200), Vni::new(201))
+        );
     });
 }
 
@@ -215,7 +261,9 @@ fn what_traffic_teaches_the_bridge_arrives_as_an_event() {
         let va = mirror.index("va");
         mirror
             .until("the source address is learned", |m| {
-                m.entries("02:00:00:00:00:42").iter().any(|e| e.ifindex == va)
+                m.entries("02:00:00:00:00:42")
+                    .iter()
+                    .any(|e| e.ifindex == va)
             })
             .await;
         mirror_agrees(&mut mirror).await;
@@ -300,7 +348,11 @@ fn written_entries_are_in_the_kernel_and_deleted_ones_are_not() {
         }
         mirror_agrees(&mut mirror).await;
         for entry in &written {
-            assert!(mirror.fdb.contains(entry), "{entry:?} not in {:#?}", mirror.fdb);
+            assert!(
+                mirror.fdb.contains(entry),
+                "{entry:?} not in {:#?}",
+                mirror.fdb
+            );
         }
         assert_eq!(mirror.entries(zero).len(), 2);
 
@@ -312,12 +364,18 @@ fn written_entries_are_in_the_kernel_and_deleted_ones_are_not() {
         mirror_agrees(&mut mirror).await;
         assert_eq!(mirror.entries("02:00:00:00:00:01"), [&moved, &port]);
 
-        let refused =
-            netlink.fdb_write(&vxlan_entry(&mirror, zero, "198.51.100.8"), FdbWrite::Replace).await;
+        let refused = netlink
+            .fdb_write(
+                &vxlan_entry(&mirror, zero, "198.51.100.8"),
+                FdbWrite::Replace,
+            )
+            .await;
         let refused = refused.unwrap_err();
         let text = refused.to_string();
         assert!(
-            text.starts_with(&format!("cannot replace vxlan entry {zero} on link {vx} dst 198.51.100.8: ")),
+            text.starts_with(&format!(
+                "cannot replace vxlan entry {zero} on link {vx} dst 198.51.100.8: "
+            )),
             "{text}"
         );
         assert_eq!(refused.errno(), Some(libc::EOPNOTSUPP), "{text}");

@@ -24,19 +24,24 @@ where
     // SAFETY: geteuid has no preconditions.
     if unsafe { libc::geteuid() } != 0 {
         let required = std::env::var("VTEP_TESTS_REQUIRE").is_ok_and(|need| need.contains("root"));
-        assert!(!required, "this test needs root, and VTEP_TESTS_REQUIRE asks for it");
+        assert!(
+            !required,
+            "this test needs root, and VTEP_TESTS_REQUIRE asks for it"
+        );
         eprintln!("SKIPPED: this test needs root (network namespaces)");
         return;
     }
-    let thread = std::thread::Builder::new().name("nlk".into()).spawn(move || {
-        enter_fresh_namespace();
-        sh("ip link set lo up");
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("runtime")
-            .block_on(test());
-    });
+    let thread = std::thread::Builder::new()
+        .name("nlk".into())
+        .spawn(move || {
+            enter_fresh_namespace();
+            sh("ip link set lo up");
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("runtime")
+                .block_on(test());
+        });
     if let Err(panic) = thread.expect("thread").join() {
         std::panic::resume_unwind(panic);
     }
@@ -71,7 +76,10 @@ pub fn output_of(script: &str) -> String {
 }
 
 fn run(script: &str) -> std::process::Output {
-    Command::new("sh").args(["-e", "-c", script]).output().expect("sh runs")
+    Command::new("sh")
+        .args(["-e", "-c", script])
+        .output()
+        .expect("sh runs")
 }
 
 /// Feeds a file to `bridge -batch` or `ip -batch`.
@@ -86,14 +94,56 @@ pub fn mac(text: &str) -> MacAddr {
     text.parse().expect("MAC address")
 }
 
-/// Polls until `what` is true.
-#[track_caller]
-pub fn wait_for(description: &str, mut what: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !what() {
-        assert!(Instant::now() < end, "in vain: {description}");
-        std::thread::yield_now();
+/// A second network namespace, held by a sleeping thread until dropped.
+pub struct OtherNamespace {
+    thread_id: libc::pid_t,
+    release: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl OtherNamespace {
+    pub fn new() -> Self {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            enter_fresh_namespace();
+            tell.send(thread_id()).expect("the test waits");
+            let _ = wait.recv();
+        });
+        let thread_id = told.recv().expect("namespace");
+        Self {
+            thread_id,
+            release: Some(release),
+            thread: Some(thread),
+        }
     }
+
+    /// For `ip link set ... netns`.
+    pub fn id(&self) -> libc::pid_t {
+        self.thread_id
+    }
+
+    #[track_caller]
+    pub fn sh(&self, script: &str) {
+        sh(&format!(
+            "nsenter --net=/proc/{}/ns/net sh -ec '{script}'",
+            self.thread_id
+        ));
+    }
+}
+
+impl Drop for OtherNamespace {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub fn thread_id() -> libc::pid_t {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::gettid() }
 }
 
 /// Snapshot plus events.
@@ -131,7 +181,11 @@ impl Mirror {
 
     pub async fn reload(&mut self) {
         let snapshot = self.netlink.snapshot().await.expect("snapshot");
-        self.links = snapshot.links.into_iter().map(|link| (link.ifindex, link)).collect();
+        self.links = snapshot
+            .links
+            .into_iter()
+            .map(|link| (link.ifindex, link))
+            .collect();
         self.fdb = snapshot.fdb;
         self.neighbours = snapshot.neighbours;
         self.addresses = snapshot.addresses;
@@ -143,7 +197,9 @@ impl Mirror {
 
     #[track_caller]
     pub fn index(&self, name: &str) -> IfIndex {
-        self.link(name).unwrap_or_else(|| panic!("no link {name}")).ifindex
+        self.link(name)
+            .unwrap_or_else(|| panic!("no link {name}"))
+            .ifindex
     }
 
     /// Applies events until `what` holds.
@@ -152,7 +208,10 @@ impl Mirror {
         while !what(self) {
             let left = end.saturating_duration_since(Instant::now());
             match tokio::time::timeout(left, self.events.next()).await {
-                Ok(events) => events.expect("events").into_iter().for_each(|e| self.apply(e)),
+                Ok(events) => events
+                    .expect("events")
+                    .into_iter()
+                    .for_each(|e| self.apply(e)),
                 Err(_) => panic!(
                     "in vain: {description}\nlinks: {:#?}\nfdb: {:#?}\nneighbours: {:#?}",
                     self.links, self.fdb, self.neighbours
@@ -189,7 +248,10 @@ impl Mirror {
             }
             let left = end.saturating_duration_since(Instant::now());
             match tokio::time::timeout(left, self.events.next()).await {
-                Ok(events) => events.expect("events").into_iter().for_each(|e| self.apply(e)),
+                Ok(events) => events
+                    .expect("events")
+                    .into_iter()
+                    .for_each(|e| self.apply(e)),
                 Err(_) => panic!(
                     "after `{after}`: mirrored {:#?}\nbut the kernel has {fresh:#?}",
                     self.links
@@ -205,7 +267,8 @@ impl Mirror {
             }
             Event::LinkGone(ifindex) => {
                 self.links.remove(&ifindex);
-                self.fdb.retain(|e| e.ifindex != ifindex && e.bridge != Some(ifindex));
+                self.fdb
+                    .retain(|e| e.ifindex != ifindex && e.bridge != Some(ifindex));
             }
             Event::Fdb(entry) => {
                 self.fdb.retain(|old| !replaces(&entry, old));
@@ -238,7 +301,10 @@ impl Mirror {
 
     pub fn entries(&self, address: &str) -> Vec<&FdbEntry> {
         let address = mac(address);
-        self.fdb.iter().filter(|entry| entry.mac == address).collect()
+        self.fdb
+            .iter()
+            .filter(|entry| entry.mac == address)
+            .collect()
     }
 }
 

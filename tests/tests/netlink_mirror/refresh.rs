@@ -11,7 +11,11 @@ const BUSY: &str = "02:00:00:00:00:01";
 const IDLE: &str = "02:00:00:00:00:02";
 
 fn in_table(mirror: &Mirror, table: FdbTable, address: &str) -> Option<FdbEntry> {
-    mirror.entries(address).into_iter().find(|entry| entry.table == table).cloned()
+    mirror
+        .entries(address)
+        .into_iter()
+        .find(|entry| entry.table == table)
+        .cloned()
 }
 
 /// Refreshes `BUSY` four times a second for `rounds` rounds and expects it to be
@@ -22,16 +26,28 @@ async fn busy_stays_and_idle_goes(mirror: &mut Mirror, table: FdbTable, rounds: 
     let mut tick = tokio::time::interval(Duration::from_millis(250));
     for round in 0..rounds {
         tick.tick().await;
-        let touched = mirror.netlink.fdb_refresh(std::slice::from_ref(&busy)).await.unwrap();
+        let touched = mirror
+            .netlink
+            .fdb_refresh(std::slice::from_ref(&busy))
+            .await
+            .unwrap();
         assert_eq!(touched, 1, "the busy entry aged out in round {round}");
     }
-    mirror.until("the idle entry ages out", |m| in_table(m, table, IDLE).is_none()).await;
+    mirror
+        .until("the idle entry ages out", |m| {
+            in_table(m, table, IDLE).is_none()
+        })
+        .await;
     mirror.reload().await;
     let now = in_table(mirror, table, BUSY).expect("the busy entry is still there");
     assert_eq!(now, busy, "a refresh changes nothing but the age");
     assert!(in_table(mirror, table, IDLE).is_none());
     // And without refreshing it goes too: it was the refresh that kept it.
-    mirror.until("the busy entry ages out at last", |m| in_table(m, table, BUSY).is_none()).await;
+    mirror
+        .until("the busy entry ages out at last", |m| {
+            in_table(m, table, BUSY).is_none()
+        })
+        .await;
 }
 
 #[test]
@@ -97,7 +113,11 @@ fn refreshing_does_not_bring_back_or_move_or_change_what_is_different_by_now() {
         assert_eq!(before, after);
         // Nothing to refresh, and a bridge that does not exist, are fine.
         assert_eq!(mirror.netlink.fdb_refresh(&[]).await.unwrap(), 0);
-        let nowhere = FdbEntry { ifindex: 4242, bridge: Some(4242), ..known[0].clone() };
+        let nowhere = FdbEntry {
+            ifindex: 4242,
+            bridge: Some(4242),
+            ..known[0].clone()
+        };
         assert_eq!(mirror.netlink.fdb_refresh(&[nowhere]).await.unwrap(), 0);
     });
 }
@@ -109,7 +129,9 @@ fn ten_thousand_entries_are_refreshed_fast() {
         let mut lines = String::new();
         for n in 0..5000u32 {
             let [.., a, b] = n.to_be_bytes();
-            lines.push_str(&format!("fdb add 02:00:00:01:{a:02x}:{b:02x} dev va master dynamic\n"));
+            lines.push_str(&format!(
+                "fdb add 02:00:00:01:{a:02x}:{b:02x} dev va master dynamic\n"
+            ));
             lines.push_str(&format!(
                 "fdb add 02:00:00:02:{a:02x}:{b:02x} dev vx self dst 192.0.2.9 dynamic\n"
             ));
@@ -130,7 +152,14 @@ fn ten_thousand_entries_are_refreshed_fast() {
         println!("refreshed 10,000 entries in {took:?}");
         assert!(took < Duration::from_secs(2), "{took:?}");
         // The entries are still writable by others in the meantime.
-        let moved = FdbEntry { state: bits::NUD_NOARP, ..known[0].clone() };
-        mirror.netlink.fdb_write(&moved, FdbWrite::Replace).await.unwrap();
+        let moved = FdbEntry {
+            state: bits::NUD_NOARP,
+            ..known[0].clone()
+        };
+        mirror
+            .netlink
+            .fdb_write(&moved, FdbWrite::Replace)
+            .await
+            .unwrap();
     });
 }

@@ -179,7 +179,10 @@ pub(super) fn address(body: &[u8]) -> Option<Address> {
             _ => {}
         }
     }
-    Some(Address { ifindex: index_of(&header[4..])?, address: local.or(address)? })
+    Some(Address {
+        ifindex: index_of(&header[4..])?,
+        address: local.or(address)?,
+    })
 }
 
 /// The answer to RTM_GETROUTE; `None` unless frames leave through a device as
@@ -191,8 +194,13 @@ pub(super) fn route(body: &[u8]) -> Option<Route> {
         return None;
     }
     let mut ifindex = None;
-    let mut route =
-        Route { ifindex: 0, gateway: None, source: None, mtu: None, hop_limit: None };
+    let mut route = Route {
+        ifindex: 0,
+        gateway: None,
+        source: None,
+        mtu: None,
+        hop_limit: None,
+    };
     for (kind, value) in attributes(&body[RTMSG_BYTES..]) {
         match kind {
             libc::RTA_OIF => ifindex = index_of(value),

@@ -73,10 +73,17 @@ impl Failure {
     pub fn during(self, operation: &'static str, object: impl Into<String>) -> NetlinkError {
         let object = object.into();
         match self {
-            Self::Socket(source) => NetlinkError::Socket { operation, object, source },
-            Self::Refused(source, explanation) => {
-                NetlinkError::Refused { operation, object, source, explanation }
-            }
+            Self::Socket(source) => NetlinkError::Socket {
+                operation,
+                object,
+                source,
+            },
+            Self::Refused(source, explanation) => NetlinkError::Refused {
+                operation,
+                object,
+                source,
+                explanation,
+            },
         }
     }
 }

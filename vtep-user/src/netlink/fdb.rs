@@ -115,18 +115,22 @@ impl Netlink {
 fn question(entry: &FdbEntry) -> Request {
     let mut get = NeighbourMessage::default();
     get.header.family = AddressFamily::Bridge;
-    get.attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
+    get.attributes
+        .push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
     match entry.table {
         FdbTable::Bridge => {
             get.header.flags = NeighbourFlags::Controller;
             let bridge = entry.bridge.unwrap_or(entry.ifindex);
             get.attributes.push(NeighbourAttribute::Controller(bridge));
-            get.attributes.extend(entry.vlan.map(NeighbourAttribute::Vlan));
+            get.attributes
+                .extend(entry.vlan.map(NeighbourAttribute::Vlan));
         }
         FdbTable::Vxlan => {
             get.header.flags = NeighbourFlags::Own;
             get.header.ifindex = entry.ifindex;
-            let vni = entry.source_vni.map(|vni| NeighbourAttribute::Vni(vni.get()));
+            let vni = entry
+                .source_vni
+                .map(|vni| NeighbourAttribute::Vni(vni.get()));
             get.attributes.extend(vni);
         }
     }
@@ -168,10 +172,18 @@ fn message(entry: &FdbEntry) -> NeighbourMessage {
     let attributes = &mut message.attributes;
     attributes.push(NeighbourAttribute::LinkLayerAddress(entry.mac.0.to_vec()));
     attributes.extend(entry.vlan.map(NeighbourAttribute::Vlan));
-    attributes.extend(entry.dst.map(|dst| NeighbourAttribute::Destination(dst.into())));
+    attributes.extend(
+        entry
+            .dst
+            .map(|dst| NeighbourAttribute::Destination(dst.into())),
+    );
     attributes.extend(entry.udp_port.map(NeighbourAttribute::Port));
     attributes.extend(entry.vni.map(|vni| NeighbourAttribute::Vni(vni.get())));
-    attributes.extend(entry.source_vni.map(|vni| NeighbourAttribute::SourceVni(vni.get())));
+    attributes.extend(
+        entry
+            .source_vni
+            .map(|vni| NeighbourAttribute::SourceVni(vni.get())),
+    );
     attributes.extend(entry.via.map(NeighbourAttribute::IfIndex));
     attributes.extend(entry.nexthop_id.map(|id| {
         NeighbourAttribute::Other(DefaultNla::new(NDA_NH_ID, id.to_ne_bytes().to_vec()))
@@ -226,16 +238,40 @@ mod tests {
             body
         };
         assert_eq!(fdb_entry(&with_cache_info(&full())), Some(full()));
-        let v6 = FdbEntry { dst: Some("2001:db8::1".parse().unwrap()), ..full() };
+        let v6 = FdbEntry {
+            dst: Some("2001:db8::1".parse().unwrap()),
+            ..full()
+        };
         assert_eq!(fdb_entry(&with_cache_info(&v6)), Some(v6));
     }
 
     #[test]
     fn an_entry_elsewhere_or_static_by_now_is_not_refreshed() {
-        let known = FdbEntry { state: bits::NUD_REACHABLE, ..full() };
+        let known = FdbEntry {
+            state: bits::NUD_REACHABLE,
+            ..full()
+        };
         assert!(same_place(&known, &known));
-        assert!(!same_place(&known, &FdbEntry { ifindex: 8, ..known.clone() }));
-        assert!(!same_place(&known, &FdbEntry { dst: None, ..known.clone() }));
-        assert!(!same_place(&known, &FdbEntry { state: bits::NUD_PERMANENT, ..known.clone() }));
+        assert!(!same_place(
+            &known,
+            &FdbEntry {
+                ifindex: 8,
+                ..known.clone()
+            }
+        ));
+        assert!(!same_place(
+            &known,
+            &FdbEntry {
+                dst: None,
+                ..known.clone()
+            }
+        ));
+        assert!(!same_place(
+            &known,
+            &FdbEntry {
+                state: bits::NUD_PERMANENT,
+                ..known.clone()
+            }
+        ));
     }
 }

@@ -96,9 +96,13 @@ impl Netlink {
             }
         }
         for (path, tool) in LEGACY {
-            filters.ip_chains.extend(read(path).lines().map(|table| format!("{tool}/{table}")));
+            filters
+                .ip_chains
+                .extend(read(path).lines().map(|table| format!("{tool}/{table}")));
         }
-        filters.bridge_chains.extend(ebtables(&read("/proc/modules")));
+        filters
+            .bridge_chains
+            .extend(ebtables(&read("/proc/modules")));
         Ok(filters)
     }
 }
@@ -109,7 +113,11 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn ebtables(modules: &str) -> Vec<String> {
-    let loaded = |name: &str| modules.lines().any(|line| line.split(' ').next() == Some(name));
+    let loaded = |name: &str| {
+        modules
+            .lines()
+            .any(|line| line.split(' ').next() == Some(name))
+    };
     EBTABLES_MODULES
         .iter()
         .filter(|(module, _)| loaded(module))
@@ -162,7 +170,11 @@ fn base_chain(body: &[u8]) -> Option<BaseChain> {
     if rules == 0 && policy == NF_ACCEPT {
         return None;
     }
-    Some(BaseChain { family, name: format!("{}/{}", table?, name?), hook })
+    Some(BaseChain {
+        family,
+        name: format!("{}/{}", table?, name?),
+        hook,
+    })
 }
 
 #[cfg(test)]
@@ -172,7 +184,8 @@ mod tests {
 
     #[test]
     fn only_loaded_ebtables_tables_count() {
-        let modules = "ebtable_filter 12288 1 - Live 0x0\nebtables 45056 1 ebtable_filter, Live 0x0\n";
+        let modules =
+            "ebtable_filter 12288 1 - Live 0x0\nebtables 45056 1 ebtable_filter, Live 0x0\n";
         assert_eq!(ebtables(modules), ["ebtables/filter"]);
         assert!(ebtables("xebtable_nat 1 0 - Live 0x0\n").is_empty());
     }

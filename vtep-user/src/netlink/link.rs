@@ -161,8 +161,12 @@ fn link_info(bytes: &[u8]) -> (LinkKind, Option<BridgePort>) {
 }
 
 fn bridge(data: &[u8]) -> Bridge {
-    let mut bridge =
-        Bridge { vlan_filtering: false, default_pvid: 0, ageing_ms: 0, nf_call: false };
+    let mut bridge = Bridge {
+        vlan_filtering: false,
+        default_pvid: 0,
+        ageing_ms: 0,
+        nf_call: false,
+    };
     for (kind, value) in attributes(data) {
         match kind {
             ifla::BR_VLAN_FILTERING => bridge.vlan_filtering = bool_of(value),
@@ -180,7 +184,10 @@ fn bridge(data: &[u8]) -> Bridge {
 }
 
 fn tun(data: &[u8]) -> Tun {
-    let mut tun = Tun { tap: false, vnet_hdr: false };
+    let mut tun = Tun {
+        tap: false,
+        vnet_hdr: false,
+    };
     for (kind, value) in attributes(data) {
         match kind {
             ifla::TUN_TYPE => tun.tap = u8_of(value) == Some(libc::IFF_TAP as u8),
@@ -324,5 +331,8 @@ fn xdp(bytes: &[u8]) -> Option<XdpAttachment> {
             _ => {}
         }
     }
-    (mode != 0).then(|| XdpAttachment { mode, program_id: program.or(fallback).unwrap_or(0) })
+    (mode != 0).then(|| XdpAttachment {
+        mode,
+        program_id: program.or(fallback).unwrap_or(0),
+    })
 }

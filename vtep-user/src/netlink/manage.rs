@@ -45,7 +45,8 @@ impl Netlink {
         if let Some(mtu) = mtu {
             builder = builder.mtu(mtu);
         }
-        self.create(name, builder.build(), format!("bridge {name}")).await
+        self.create(name, builder.build(), format!("bridge {name}"))
+            .await
     }
 
     /// Makes a VXLAN device, down and in no bridge.
@@ -79,8 +80,13 @@ impl Netlink {
         object: String,
     ) -> Result<IfIndex, NetlinkError> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        self.link_request(RouteNetlinkMessage::NewLink(message), flags, "create", object.clone())
-            .await?;
+        self.link_request(
+            RouteNetlinkMessage::NewLink(message),
+            flags,
+            "create",
+            object.clone(),
+        )
+        .await?;
         match self.link_by_name(name).await? {
             Some(link) => Ok(link.ifindex),
             None => Err(Failure::refused(libc::ENODEV).during("find", object)),
@@ -93,7 +99,9 @@ impl Netlink {
         ifindex: IfIndex,
         bridge: Option<IfIndex>,
     ) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(ifindex).controller(bridge.unwrap_or(0)).build();
+        let message = LinkUnspec::new_with_index(ifindex)
+            .controller(bridge.unwrap_or(0))
+            .build();
         let object = match bridge {
             Some(bridge) => format!("link {ifindex} to bridge {bridge}"),
             None => format!("link {ifindex} from its bridge"),
@@ -107,19 +115,26 @@ impl Netlink {
         let builder = LinkUnspec::new_with_index(ifindex);
         let message = if up { builder.up() } else { builder.down() }.build();
         let operation = if up { "set up" } else { "set down" };
-        self.set(message, operation, format!("link {ifindex}")).await
+        self.set(message, operation, format!("link {ifindex}"))
+            .await
     }
 
     /// Bytes behind the Ethernet header.
     pub async fn set_mtu(&self, ifindex: IfIndex, mtu: u32) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(ifindex).mtu(mtu).build();
-        self.set(message, "set the MTU of", format!("link {ifindex} to {mtu}")).await
+        self.set(
+            message,
+            "set the MTU of",
+            format!("link {ifindex} to {mtu}"),
+        )
+        .await
     }
 
     /// Attaches a note to a link (IFLA_IFALIAS), at most 255 bytes.
     pub async fn set_alias(&self, ifindex: IfIndex, alias: &str) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(ifindex).alias(alias).build();
-        self.set(message, "set the alias of", format!("link {ifindex}")).await
+        self.set(message, "set the alias of", format!("link {ifindex}"))
+            .await
     }
 
     /// The note attached to a link; `None` without one or without such a link.
@@ -145,18 +160,23 @@ impl Netlink {
     pub async fn delete_link(&self, ifindex: IfIndex) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(ifindex).build();
         let message = RouteNetlinkMessage::DelLink(message);
-        self.link_request(message, 0, "delete", format!("link {ifindex}")).await
+        self.link_request(message, 0, "delete", format!("link {ifindex}"))
+            .await
     }
 
     /// One link by its name; `None` if there is none.
     pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         let mut get = LinkMessage::default();
         get.attributes.push(LinkAttribute::IfName(name.to_owned()));
-        get.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        get.attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let request = encode(&RouteNetlinkMessage::GetLink(get), 0);
         let mut found = None;
-        let asked =
-            self.channel().await.request(&request, |message| found = link(message.body)).await;
+        let asked = self
+            .channel()
+            .await
+            .request(&request, |message| found = link(message.body))
+            .await;
         match asked {
             Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(None),
             Err(failure) => Err(failure.during("read", format!("link {name}"))),
@@ -170,7 +190,8 @@ impl Netlink {
         operation: &'static str,
         object: String,
     ) -> Result<(), NetlinkError> {
-        self.link_request(RouteNetlinkMessage::SetLink(message), 0, operation, object).await
+        self.link_request(RouteNetlinkMessage::SetLink(message), 0, operation, object)
+            .await
     }
 
     async fn link_request(

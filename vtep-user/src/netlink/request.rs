@@ -22,12 +22,15 @@ use super::codec::{Message, messages};
 use super::decode::{address, family_of, fdb_entry, host_bits, neighbour, route};
 use super::error::{Failure, NetlinkError};
 use super::link::link;
-use super::socket::{Channel, KernelSocket, Request};
+use super::socket::{Channel, DATAGRAM_BYTES, KernelSocket, Request};
 use crate::kernel::{FdbEntry, IfIndex, Link, Neighbour, Route, Snapshot, bits};
 
-/// A dump that changed underneath is repeated this often before its parts are
-/// put together.
+/// How often a dump is repeated that the kernel says is not consistent.
 const DUMP_ATTEMPTS: usize = 4;
+/// Buffer sizes of the dumps of a table from which entries are being removed. An
+/// entry is skipped where one datagram ends and the next begins, so the borders
+/// are put elsewhere each time.
+const DATAGRAM_SIZES: [usize; 5] = [DATAGRAM_BYTES, 27_000, 19_000, 31_000, 23_000];
 
 /// Requests to the kernel in the network namespace of the thread that opened
 /// it. A clone shares the sockets; requests of several tasks queue up.
@@ -48,7 +51,10 @@ impl Netlink {
             Err(error) => return Err(failed(error)),
         };
         let route = Channel::open(NETLINK_ROUTE).map_err(failed)?;
-        Ok(Self { route: Arc::new(Mutex::new(route)), netfilter })
+        Ok(Self {
+            route: Arc::new(Mutex::new(route)),
+            netfilter,
+        })
     }
 
     pub(super) async fn channel(&self) -> MutexGuard<'_, Channel> {
@@ -60,14 +66,16 @@ impl Netlink {
     /// and neighbour tables are read again while entries are being removed from
     /// them, since such a dump may skip entries that stay.
     pub async fn snapshot(&self) -> Result<Snapshot, NetlinkError> {
-        let mut snapshot = Snapshot { links: self.links().await?, ..Snapshot::default() };
-        snapshot.addresses = self
-            .dump(
-                "addresses",
-                RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-                |message| (message.kind == libc::RTM_NEWADDR).then(|| address(message.body))?,
-            )
-            .await?;
+        let mut snapshot = Snapshot {
+            links: self.links().await?,
+            ..Snapshot::default()
+        };
+        let get = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let get = encode(&get, NLM_F_DUMP);
+        snapshot.addresses = dump(&mut *self.channel().await, "addresses", &get, |message| {
+            (message.kind == libc::RTM_NEWADDR).then(|| address(message.body))?
+        })
+        .await?;
         snapshot.fdb = self.forwarding().await?;
         snapshot.neighbours = self.neighbours().await?;
         snapshot.filters = self.filters().await?;
@@ -77,19 +85,23 @@ impl Netlink {
     /// Every link, complete.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
         let mut get = LinkMessage::default();
-        get.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        self.dump("links", RouteNetlinkMessage::GetLink(get), |message| {
+        get.attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let get = encode(&RouteNetlinkMessage::GetLink(get), NLM_F_DUMP);
+        dump(&mut *self.channel().await, "links", &get, |message| {
             (message.kind == libc::RTM_NEWLINK).then(|| link(message.body))?
         })
         .await
     }
 
     async fn forwarding(&self) -> Result<Vec<FdbEntry>, NetlinkError> {
-        self.dump_watched("the forwarding tables", AddressFamily::Bridge, fdb_entry).await
+        self.dump_watched("the forwarding tables", AddressFamily::Bridge, fdb_entry)
+            .await
     }
 
     async fn neighbours(&self) -> Result<Vec<Neighbour>, NetlinkError> {
-        self.dump_watched("neighbours", AddressFamily::Unspec, neighbour).await
+        self.dump_watched("neighbours", AddressFamily::Unspec, neighbour)
+            .await
     }
 
     /// Dumps a table that the kernel walks by position without noticing
@@ -105,44 +117,23 @@ impl Netlink {
         let failed = |error: io::Error| Failure::Socket(error).during("read", object);
         let mut watch =
             KernelSocket::open(NETLINK_ROUTE, &[libc::RTNLGRP_NEIGH], 1 << 20).map_err(failed)?;
+        let mut get = NeighbourMessage::default();
+        get.header.family = family;
+        let get = encode(&RouteNetlinkMessage::GetNeighbour(get), NLM_F_DUMP);
+        let read = |message: &Message<'_>| {
+            (message.kind == libc::RTM_NEWNEIGH).then(|| read(message.body))?
+        };
         let mut parts: Vec<Vec<T>> = Vec::new();
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut get = NeighbourMessage::default();
-            get.header.family = family;
-            let entries = self
-                .dump(object, RouteNetlinkMessage::GetNeighbour(get), |message| {
-                    (message.kind == libc::RTM_NEWNEIGH).then(|| read(message.body))?
-                })
-                .await?;
+        for datagram_bytes in DATAGRAM_SIZES {
+            let mut channel =
+                Channel::with_datagrams(NETLINK_ROUTE, datagram_bytes).map_err(failed)?;
+            let entries = dump(&mut channel, object, &get, read).await?;
             if !saw_removal(&mut watch).map_err(failed)? {
                 return Ok(entries);
             }
             parts.push(entries);
         }
         Ok(unite(parts))
-    }
-
-    /// Dumps and, if the kernel says the result is not consistent, again.
-    async fn dump<T>(
-        &self,
-        object: &'static str,
-        get: RouteNetlinkMessage,
-        read: impl Fn(&Message<'_>) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
-        let request = encode(&get, NLM_F_DUMP);
-        let mut channel = self.channel().await;
-        let mut entries = Vec::new();
-        for _ in 0..DUMP_ATTEMPTS {
-            entries.clear();
-            let completion = channel
-                .request(&request, |message| entries.extend(read(&message)))
-                .await
-                .map_err(|failure| failure.during("read", object))?;
-            if !completion.interrupted {
-                break;
-            }
-        }
-        Ok(entries)
     }
 
     /// How the kernel would send a UDP datagram to `remote`, through `link` and
@@ -158,11 +149,14 @@ impl Netlink {
         let mut get = RouteMessage::default();
         get.header.address_family = family(remote);
         get.header.destination_prefix_length = host_bits(remote);
-        get.attributes.push(RouteAttribute::Destination(RouteAddress::from(remote)));
-        get.attributes.push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
+        get.attributes
+            .push(RouteAttribute::Destination(RouteAddress::from(remote)));
+        get.attributes
+            .push(RouteAttribute::IpProto(libc::IPPROTO_UDP as u8));
         if let Some(source) = source {
             get.header.source_prefix_length = host_bits(source);
-            get.attributes.push(RouteAttribute::Source(RouteAddress::from(source)));
+            get.attributes
+                .push(RouteAttribute::Source(RouteAddress::from(source)));
         }
         get.attributes.extend(link.map(RouteAttribute::Oif));
         let mut found = None;
@@ -178,7 +172,11 @@ impl Netlink {
             .await;
         match asked {
             Ok(_) => Ok(found),
-            Err(failure) if failure.errno().is_some_and(|errno| NO_ROUTE.contains(&errno)) => {
+            Err(failure)
+                if failure
+                    .errno()
+                    .is_some_and(|errno| NO_ROUTE.contains(&errno)) =>
+            {
                 Ok(None)
             }
             Err(failure) => Err(failure.during("look up", format!("the route to {remote}"))),
@@ -199,7 +197,9 @@ impl Netlink {
         about.header.ifindex = ifindex;
         about
             .attributes
-            .push(NeighbourAttribute::Destination(NeighbourAddress::from(neighbour_address)));
+            .push(NeighbourAttribute::Destination(NeighbourAddress::from(
+                neighbour_address,
+            )));
         let mut state = 0;
         let mut channel = self.channel().await;
         let get = encode(&RouteNetlinkMessage::GetNeighbour(about.clone()), 0);
@@ -230,25 +230,56 @@ impl Netlink {
 /// What RTM_GETROUTE answers where it has no route to offer: ENETUNREACH (none),
 /// EHOSTUNREACH (unreachable), EACCES (prohibit), EINVAL (blackhole), ENODEV (no
 /// such link).
-const NO_ROUTE: [i32; 5] =
-    [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::ENODEV];
+const NO_ROUTE: [i32; 5] = [
+    libc::ENETUNREACH,
+    libc::EHOSTUNREACH,
+    libc::EACCES,
+    libc::EINVAL,
+    libc::ENODEV,
+];
 
 pub(super) fn family(address: IpAddr) -> AddressFamily {
     AddressFamily::from(family_of(address))
+}
+
+/// Dumps and, if the kernel says the result is not consistent, again.
+async fn dump<T>(
+    channel: &mut Channel,
+    object: &'static str,
+    request: &Request,
+    read: impl Fn(&Message<'_>) -> Option<T>,
+) -> Result<Vec<T>, NetlinkError> {
+    let mut entries = Vec::new();
+    for _ in 0..DUMP_ATTEMPTS {
+        entries.clear();
+        let completion = channel
+            .request(request, |message| entries.extend(read(&message)))
+            .await
+            .map_err(|failure| failure.during("read", object))?;
+        if !completion.interrupted {
+            break;
+        }
+    }
+    Ok(entries)
 }
 
 /// Turns a typed message into bytes.
 pub(super) fn encode(message: &RouteNetlinkMessage, flags: u16) -> Request {
     let mut body = vec![0; NetlinkSerializable::buffer_len(message)];
     message.serialize(&mut body);
-    Request { kind: message.message_type(), flags, body }
+    Request {
+        kind: message.message_type(),
+        flags,
+        body,
+    }
 }
 
 /// Asks for one link, complete, without counters.
 pub(super) fn link_by_index(ifindex: IfIndex) -> Request {
     let mut get = LinkMessage::default();
     get.header.index = ifindex;
-    get.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    get.attributes
+        .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     encode(&RouteNetlinkMessage::GetLink(get), 0)
 }
 
@@ -287,7 +318,10 @@ mod tests {
 
     #[test]
     fn united_dumps_keep_everything_once_with_the_newest_last() {
-        assert_eq!(unite(vec![vec!["a", "b", "c"], vec!["b", "d"]]), ["a", "c", "b", "d"]);
+        assert_eq!(
+            unite(vec![vec!["a", "b", "c"], vec!["b", "d"]]),
+            ["a", "c", "b", "d"]
+        );
         assert_eq!(unite::<u8>(vec![]), [0; 0]);
     }
 }

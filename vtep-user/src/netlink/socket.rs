@@ -16,7 +16,7 @@ use super::error::{Explanation, Failure};
 
 /// More than the kernel puts into one dump datagram (32 KiB) and into any
 /// notification.
-const DATAGRAM_BYTES: usize = 64 * 1024;
+pub(super) const DATAGRAM_BYTES: usize = 64 * 1024;
 
 /// NLM_F_CAPPED and NLM_F_ACK_TLVS of an NLMSG_ERROR (netlink.h); in a request
 /// the same bits mean something else.
@@ -36,6 +36,15 @@ impl KernelSocket {
     /// thread. `receive_bytes` is forced past the system limit where the process
     /// may do so (CAP_NET_ADMIN). Must be called inside a tokio runtime.
     pub fn open(protocol: isize, groups: &[u32], receive_bytes: u32) -> io::Result<Self> {
+        Self::with_datagrams(protocol, groups, receive_bytes, DATAGRAM_BYTES)
+    }
+
+    fn with_datagrams(
+        protocol: isize,
+        groups: &[u32],
+        receive_bytes: u32,
+        datagram_bytes: usize,
+    ) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.set_non_blocking(true)?;
         socket.bind_auto()?;
@@ -52,7 +61,7 @@ impl KernelSocket {
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
         Ok(Self {
             fd,
-            datagram: Vec::with_capacity(DATAGRAM_BYTES),
+            datagram: Vec::with_capacity(datagram_bytes),
         })
     }
 
@@ -64,7 +73,10 @@ impl KernelSocket {
 
     /// Waits until something can be received. Cancel safe.
     pub async fn readable(&self) -> io::Result<()> {
-        self.fd.readable().await.map(|mut guard| guard.retain_ready())
+        self.fd
+            .readable()
+            .await
+            .map(|mut guard| guard.retain_ready())
     }
 
     /// Receives one datagram into `datagram()` without waiting; `false`: there is
@@ -76,7 +88,9 @@ impl KernelSocket {
             if would_block(&received) {
                 // Once more under tokio's eyes, so that it waits from now on.
                 let datagram = &mut self.datagram;
-                received = self.fd.try_io(Interest::READABLE, |socket| receive(socket, datagram));
+                received = self
+                    .fd
+                    .try_io(Interest::READABLE, |socket| receive(socket, datagram));
             }
             match received {
                 Ok((length, _)) if length > self.datagram.len() => {
@@ -145,6 +159,7 @@ pub(super) struct Completion {
 /// One request at a time, answers matched by sequence number.
 pub(super) struct Channel {
     protocol: isize,
+    datagram_bytes: usize,
     socket: KernelSocket,
     sequence: u32,
     /// A request whose caller went away may have left answers, or a running
@@ -166,9 +181,17 @@ const RECEIVE_BYTES: u32 = 1 << 20;
 
 impl Channel {
     pub fn open(protocol: isize) -> io::Result<Self> {
+        Self::with_datagrams(protocol, DATAGRAM_BYTES)
+    }
+
+    /// A channel whose dumps come in pieces of at most `datagram_bytes`, at least
+    /// 8 KiB: the kernel makes them as large as the reader's buffer.
+    pub fn with_datagrams(protocol: isize, datagram_bytes: usize) -> io::Result<Self> {
+        let socket = KernelSocket::with_datagrams(protocol, &[], RECEIVE_BYTES, datagram_bytes)?;
         Ok(Self {
             protocol,
-            socket: KernelSocket::open(protocol, &[], RECEIVE_BYTES)?,
+            datagram_bytes,
+            socket,
             sequence: 0,
             unfinished: false,
             outgoing: Vec::new(),
@@ -212,7 +235,7 @@ impl Channel {
             return Ok(());
         }
         if self.unfinished {
-            self.socket = KernelSocket::open(self.protocol, &[], RECEIVE_BYTES)?;
+            *self = Self::with_datagrams(self.protocol, self.datagram_bytes)?;
         }
         let first = self.sequence.wrapping_add(1);
         self.outgoing.clear();
@@ -220,7 +243,13 @@ impl Channel {
             self.sequence = self.sequence.wrapping_add(1);
             // A dump ends with NLMSG_DONE; the kernel does not acknowledge it too.
             let flags = NLM_F_REQUEST | NLM_F_ACK | request.flags;
-            frame(request.kind, flags, self.sequence, &request.body, &mut self.outgoing);
+            frame(
+                request.kind,
+                flags,
+                self.sequence,
+                &request.body,
+                &mut self.outgoing,
+            );
         }
         self.unfinished = true;
         self.socket.send(&self.outgoing)?;
@@ -266,7 +295,9 @@ pub(super) enum Answer<'a> {
 
 /// The error in an NLMSG_ERROR or NLMSG_DONE; `None` is success.
 fn refusal(message: &Message<'_>) -> Option<(io::Error, Explanation)> {
-    let code = u32_of(message.body).map(|code| code as i32).filter(|&code| code < 0)?;
+    let code = u32_of(message.body)
+        .map(|code| code as i32)
+        .filter(|&code| code < 0)?;
     let rest = &message.body[4..];
     let tlvs = match message.kind {
         // The header of the refused request comes first, its body only if
@@ -276,12 +307,15 @@ fn refusal(message: &Message<'_>) -> Option<(io::Error, Explanation)> {
                 0 => u32_of(rest).unwrap_or(0) as usize,
                 _ => HEADER_BYTES,
             };
-            rest.get((request.saturating_add(3)) & !3..).unwrap_or_default()
+            rest.get((request.saturating_add(3)) & !3..)
+                .unwrap_or_default()
         }
         NLMSG_DONE if message.flags & ACK_TLVS != 0 => rest,
         _ => &[],
     };
-    let text = attributes(tlvs).find(|&(kind, _)| kind == ATTR_MSG).map(|(_, text)| text_of(text));
+    let text = attributes(tlvs)
+        .find(|&(kind, _)| kind == ATTR_MSG)
+        .map(|(_, text)| text_of(text));
     let error = io::Error::from_raw_os_error(code.checked_neg().unwrap_or(libc::EIO));
     Some((error, Explanation(text)))
 }
@@ -292,7 +326,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn error(flags: u16, body: &[u8]) -> Option<(Option<i32>, Option<String>)> {
-        let message = Message { kind: NLMSG_ERROR, flags, sequence: 1, body };
+        let message = Message {
+            kind: NLMSG_ERROR,
+            flags,
+            sequence: 1,
+            body,
+        };
         refusal(&message).map(|(error, text)| (error.raw_os_error(), text.0))
     }
 
