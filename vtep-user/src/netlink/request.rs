@@ -316,6 +316,19 @@ fn unite<T: Eq + Hash + Clone>(parts: Vec<Vec<T>>) -> Vec<T> {
 mod tests {
     use super::*;
 
+    /// Requests are made from spawned tasks and HTTP handlers.
+    #[test]
+    fn requests_can_move_between_threads() {
+        fn check<T: Send>(_: impl FnOnce(&'static Netlink) -> T) {}
+        fn check_events<T: Send>(_: impl FnOnce(&'static mut super::super::Events) -> T) {}
+        check(|netlink| netlink.snapshot());
+        check(|netlink| netlink.route([192, 0, 2, 1].into(), None, None));
+        check(|netlink| netlink.neighbour_use(1, [192, 0, 2, 1].into()));
+        check(|netlink| netlink.fdb_refresh(&[]));
+        check(|netlink| netlink.link_by_name("lo"));
+        check_events(|events| events.next());
+    }
+
     #[test]
     fn united_dumps_keep_everything_once_with_the_newest_last() {
         assert_eq!(
