@@ -56,7 +56,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Set while the device is a port of a bridge.
     pub bridge_port: Option<BridgePort>,
-    /// XDP program attached to the device (IFLA_XDP), any mode.
+    /// XDP program attached to the device (IFLA_XDP), any mode. One attached
+    /// through a bpf link comes and goes without a notification.
     pub xdp: Option<XdpAttachment>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vtep_user::kernel::{FdbEntry, FdbTable, bits};
+use vtep_user::kernel::{Event, FdbEntry, FdbTable, bits};
 use vtep_user::netlink::FdbWrite;
 
 use crate::harness::*;
@@ -133,6 +133,43 @@ fn refreshing_does_not_bring_back_or_move_or_change_what_is_different_by_now() {
 }
 
 #[test]
+fn an_entry_learned_from_the_wire_is_refreshed() {
+    in_namespace(|| async {
+        let other = OtherNamespace::new();
+        sh(&format!(
+            "ip link add va type veth peer name vb
+             ip link set vb netns {}
+             ip addr add 192.0.2.1/24 dev va; ip link set va up
+             ip link add vx type vxlan id 100 local 192.0.2.1 remote 192.0.2.2 dstport 4789 ageing 300
+             ip addr add 10.0.0.1/24 dev vx; ip link set vx up",
+            other.id()
+        ));
+        other.sh("ip addr add 192.0.2.2/24 dev vb; ip link set vb up
+             ip link add vx type vxlan id 100 local 192.0.2.2 remote 192.0.2.1 dstport 4789
+             ip link set vx address 02:00:00:00:00:42
+             ip addr add 10.0.0.2/24 dev vx; ip link set vx up");
+        let mut mirror = Mirror::start().await;
+        sh("ping -c 1 -W 5 10.0.0.2 >/dev/null");
+        let address = "02:00:00:00:00:42";
+        mirror
+            .until("learned", |m| !m.entries(address).is_empty())
+            .await;
+        let learned = mirror.entries(address)[0].clone();
+        assert_eq!(learned.dst, Some("192.0.2.2".parse().unwrap()));
+        assert_eq!(learned.table, FdbTable::Vxlan);
+        for _ in 0..3 {
+            let touched = mirror
+                .netlink
+                .fdb_refresh(std::slice::from_ref(&learned))
+                .await;
+            assert_eq!(touched.unwrap(), 1);
+        }
+        mirror.reload().await;
+        assert_eq!(mirror.entries(address), [&learned]);
+    });
+}
+
+#[test]
 fn ten_thousand_entries_are_refreshed_fast() {
     in_namespace(|| async {
         segment();
@@ -147,7 +184,7 @@ fn ten_thousand_entries_are_refreshed_fast() {
             ));
         }
         batch("bridge", &lines);
-        let mirror = Mirror::start().await;
+        let mut mirror = Mirror::start().await;
         let known: Vec<FdbEntry> = mirror
             .fdb
             .iter()
