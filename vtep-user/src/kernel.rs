@@ -14,7 +14,11 @@ pub type IfIndex = u32;
 pub enum Event {
     Link(Link),
     LinkGone(IfIndex),
+    /// New or changed. A station address has one entry per table; only multicast
+    /// and all-zero addresses of a VXLAN device have one for each destination.
     Fdb(FdbEntry),
+    /// In a bridge's table the port does not count: the bridge may have taken the
+    /// address over from the port it was last reported on, without a notification.
     FdbGone(FdbEntry),
     Neighbour(Neighbour),
     NeighbourGone(Neighbour),

@@ -275,7 +275,8 @@ impl Mirror {
                 self.fdb.push(entry);
             }
             Event::FdbGone(entry) => self.fdb.retain(|old| {
-                !(same_key(&entry, old) && old.ifindex == entry.ifindex && old.dst == entry.dst)
+                let all = entry.table == FdbTable::Bridge;
+                !(same_key(&entry, old) && (all || same_destination(&entry, old)))
             }),
             Event::Neighbour(neighbour) => {
                 self.forget(&neighbour);
@@ -321,10 +322,11 @@ fn same_key(a: &FdbEntry, b: &FdbEntry) -> bool {
 /// has one entry for each destination.
 fn replaces(new: &FdbEntry, old: &FdbEntry) -> bool {
     let single = new.table == FdbTable::Bridge || new.mac.is_station();
-    same_key(new, old)
-        && (single
-            || (new.dst, new.udp_port, new.vni, new.via)
-                == (old.dst, old.udp_port, old.vni, old.via))
+    same_key(new, old) && (single || same_destination(new, old))
+}
+
+fn same_destination(a: &FdbEntry, b: &FdbEntry) -> bool {
+    (a.dst, a.udp_port, a.vni, a.via) == (b.dst, b.udp_port, b.vni, b.via)
 }
 
 pub fn vxlan(link: &Link) -> &VxlanDevice {
