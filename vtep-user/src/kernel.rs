@@ -14,7 +14,11 @@ pub type IfIndex = u32;
 pub enum Event {
     Link(Link),
     LinkGone(IfIndex),
+    /// New or changed. A station address has one entry per table; only multicast
+    /// and all-zero addresses of a VXLAN device have one for each destination.
     Fdb(FdbEntry),
+    /// In a bridge's table the port does not count: the bridge may have taken the
+    /// address over from the port it was last reported on, without a notification.
     FdbGone(FdbEntry),
     Neighbour(Neighbour),
     NeighbourGone(Neighbour),
@@ -56,7 +60,8 @@ pub struct Link {
     pub kind: LinkKind,
     /// Set while the device is a port of a bridge.
     pub bridge_port: Option<BridgePort>,
-    /// XDP program attached to the device (IFLA_XDP), any mode.
+    /// XDP program attached to the device (IFLA_XDP), any mode. One attached
+    /// through a bpf link comes and goes without a notification.
     pub xdp: Option<XdpAttachment>,
 }
 

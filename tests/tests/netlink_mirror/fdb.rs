@@ -127,9 +127,9 @@ async fn mirror_agrees(mirror: &mut Mirror) {
         }
         assert!(
             std::time::Instant::now() < end,
-            "only mirrored: {:#?}\nonly in the kernel: {:#?}",
-            mirrored.difference(&kernel),
-            kernel.difference(&mirrored)
+            "only mirrored: {:?}\nonly in the kernel: {:?}",
+            mirrored.difference(&kernel).collect::<Vec<_>>(),
+            kernel.difference(&mirrored).collect::<Vec<_>>()
         );
     }
 }

@@ -94,14 +94,56 @@ pub fn mac(text: &str) -> MacAddr {
     text.parse().expect("MAC address")
 }
 
-/// Polls until `what` is true.
-#[track_caller]
-pub fn wait_for(description: &str, mut what: impl FnMut() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !what() {
-        assert!(Instant::now() < end, "in vain: {description}");
-        std::thread::yield_now();
+/// A second network namespace, held by a sleeping thread until dropped.
+pub struct OtherNamespace {
+    thread_id: libc::pid_t,
+    release: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl OtherNamespace {
+    pub fn new() -> Self {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            enter_fresh_namespace();
+            tell.send(thread_id()).expect("the test waits");
+            let _ = wait.recv();
+        });
+        let thread_id = told.recv().expect("namespace");
+        Self {
+            thread_id,
+            release: Some(release),
+            thread: Some(thread),
+        }
     }
+
+    /// For `ip link set ... netns`.
+    pub fn id(&self) -> libc::pid_t {
+        self.thread_id
+    }
+
+    #[track_caller]
+    pub fn sh(&self, script: &str) {
+        sh(&format!(
+            "nsenter --net=/proc/{}/ns/net sh -ec '{script}'",
+            self.thread_id
+        ));
+    }
+}
+
+impl Drop for OtherNamespace {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub fn thread_id() -> libc::pid_t {
+    // SAFETY: gettid has no preconditions.
+    unsafe { libc::gettid() }
 }
 
 /// Snapshot plus events.
@@ -233,7 +275,8 @@ impl Mirror {
                 self.fdb.push(entry);
             }
             Event::FdbGone(entry) => self.fdb.retain(|old| {
-                !(same_key(&entry, old) && old.ifindex == entry.ifindex && old.dst == entry.dst)
+                let all = entry.table == FdbTable::Bridge;
+                !(same_key(&entry, old) && (all || same_destination(&entry, old)))
             }),
             Event::Neighbour(neighbour) => {
                 self.forget(&neighbour);
@@ -279,10 +322,11 @@ fn same_key(a: &FdbEntry, b: &FdbEntry) -> bool {
 /// has one entry for each destination.
 fn replaces(new: &FdbEntry, old: &FdbEntry) -> bool {
     let single = new.table == FdbTable::Bridge || new.mac.is_station();
-    same_key(new, old)
-        && (single
-            || (new.dst, new.udp_port, new.vni, new.via)
-                == (old.dst, old.udp_port, old.vni, old.via))
+    same_key(new, old) && (single || same_destination(new, old))
+}
+
+fn same_destination(a: &FdbEntry, b: &FdbEntry) -> bool {
+    (a.dst, a.udp_port, a.vni, a.via) == (b.dst, b.udp_port, b.vni, b.via)
 }
 
 pub fn vxlan(link: &Link) -> &VxlanDevice {

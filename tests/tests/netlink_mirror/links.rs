@@ -233,29 +233,14 @@ fn device_attributes_are_followed() {
 fn a_device_that_moves_to_another_namespace_is_gone_and_can_come_back() {
     in_namespace(|| async {
         segment();
-        // A namespace held open by a thread; no name, nothing to clean up.
-        let (here, there) = std::sync::mpsc::channel();
-        let (done, wait) = std::sync::mpsc::channel::<()>();
-        let other = std::thread::spawn(move || {
-            enter_fresh_namespace();
-            // SAFETY: gettid has no preconditions.
-            here.send(unsafe { libc::gettid() }).unwrap();
-            let _ = wait.recv();
-        });
-        let thread = there.recv().unwrap();
+        let other = OtherNamespace::new();
         let mut mirror = Mirror::start().await;
-        sh(&format!("ip link set va netns {thread}"));
+        sh(&format!("ip link set va netns {}", other.id()));
         mirror.until("va left", |m| m.link("va").is_none()).await;
         mirror.links_match("leaving").await;
-        sh(&format!(
-            "nsenter --net=/proc/{thread}/ns/net ip link set va netns {}",
-            // SAFETY: gettid has no preconditions.
-            unsafe { libc::gettid() }
-        ));
+        other.sh(&format!("ip link set va netns {}", thread_id()));
         mirror.until("va is back", |m| m.link("va").is_some()).await;
         mirror.links_match("coming back").await;
-        drop(done);
-        other.join().unwrap();
     });
 }
 

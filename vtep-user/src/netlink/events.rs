@@ -19,7 +19,7 @@ const RECEIVE_BYTES: u32 = 32 << 20;
 /// One `next()` returns about this many events at most.
 const BATCH_EVENTS: usize = 4096;
 /// Datagrams thrown away after a loss before other tasks get their turn.
-const DISCARD_DATAGRAMS: usize = 65_536;
+const DISCARD_DATAGRAMS: usize = 1024;
 
 const ROUTE_GROUPS: [u32; 9] = [
     libc::RTNLGRP_LINK,
@@ -45,7 +45,7 @@ pub struct Events {
     requests: Channel,
     ready: Vec<Event>,
     partial: Vec<IfIndex>,
-    /// The queue was not empty yet when the last loss was reported.
+    /// Notifications were lost, and the rest of the queue is being thrown away.
     discarding: bool,
 }
 
@@ -87,6 +87,10 @@ impl Events {
                 self.wait().await.map_err(failed)?;
             }
             self.drain().map_err(failed)?;
+            if self.discarding {
+                self.discard().await.map_err(failed)?;
+                return Ok(vec![Event::Overrun]);
+            }
             self.complete().await?;
             if !self.ready.is_empty() {
                 return Ok(std::mem::take(&mut self.ready));
@@ -105,8 +109,7 @@ impl Events {
     }
 
     fn drain(&mut self) -> io::Result<()> {
-        let mut lost = std::mem::take(&mut self.discarding);
-        while !lost && self.ready.len() + self.partial.len() < BATCH_EVENTS {
+        while !self.discarding && self.ready.len() + self.partial.len() < BATCH_EVENTS {
             match self.route.try_receive() {
                 Ok(false) => break,
                 Ok(true) => {
@@ -114,12 +117,12 @@ impl Events {
                         add(&message, &mut self.ready, &mut self.partial);
                     }
                 }
-                Err(error) if is_loss(&error) => lost = true,
+                Err(error) if is_loss(&error) => self.discarding = true,
                 Err(error) => return Err(error),
             }
         }
         if let Some(netfilter) = &mut self.netfilter {
-            // Tables are read again as a whole, so a loss here loses nothing.
+            // The filters are read again as a whole, so a loss here loses nothing.
             for _ in 0..BATCH_EVENTS {
                 match netfilter.try_receive() {
                     Ok(false) => break,
@@ -128,27 +131,28 @@ impl Events {
                 }
             }
         }
-        if lost {
-            self.discard()?;
-            self.partial.clear();
-            self.ready.clear();
-            self.ready.push(Event::Overrun);
-        }
         Ok(())
     }
 
     /// Empties the queue. The kernel reports a loss once and drops everything
-    /// until the reader has caught up (af_netlink.c, NETLINK_S_CONGESTED).
-    fn discard(&mut self) -> io::Result<()> {
-        for _ in 0..DISCARD_DATAGRAMS {
-            match self.route.try_receive() {
-                Ok(false) => return Ok(()),
-                Err(error) if !is_loss(&error) => return Err(error),
-                Ok(true) | Err(_) => {}
+    /// until the reader has caught up (af_netlink.c, NETLINK_S_CONGESTED), so only
+    /// then does it make sense to start over.
+    async fn discard(&mut self) -> io::Result<()> {
+        loop {
+            for _ in 0..DISCARD_DATAGRAMS {
+                match self.route.try_receive() {
+                    Ok(false) => {
+                        self.ready.clear();
+                        self.partial.clear();
+                        self.discarding = false;
+                        return Ok(());
+                    }
+                    Err(error) if !is_loss(&error) => return Err(error),
+                    Ok(true) | Err(_) => {}
+                }
             }
+            tokio::task::yield_now().await;
         }
-        self.discarding = true;
-        Ok(())
     }
 
     async fn complete(&mut self) -> Result<(), NetlinkError> {

@@ -30,7 +30,7 @@ pub enum FdbWrite {
 
 /// Entries refreshed per question, small so that little time passes between
 /// looking at an entry and touching it.
-const REFRESH_BATCH: usize = 64;
+const REFRESH_BATCH: usize = 16;
 
 /// States that do not age.
 const FIXED: u16 = bits::NUD_PERMANENT | bits::NUD_NOARP;
@@ -75,9 +75,9 @@ impl Netlink {
     ///
     /// The kernel has no conditional refresh: for the bridge's table NTF_USE
     /// creates and moves entries like a received frame (br_fdb.c, __br_fdb_add),
-    /// so each entry is looked at right before. A move within the microseconds
-    /// between the two would be undone; the entries are asked for in small
-    /// batches to keep that time short.
+    /// so each entry is looked at right before. A move within the fraction of a
+    /// millisecond between the two would be undone; the entries are asked for in
+    /// small batches to keep that time short.
     pub async fn fdb_refresh(&self, entries: &[FdbEntry]) -> Result<usize, NetlinkError> {
         let failed = |error| Failure::Socket(error).during("refresh", "forwarding entries");
         let mut touched = 0;

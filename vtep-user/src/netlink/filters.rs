@@ -179,6 +179,7 @@ fn base_chain(body: &[u8]) -> Option<BaseChain> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::codec::messages;
     use super::*;
     use proptest::prelude::*;
 
@@ -188,6 +189,32 @@ mod tests {
             "ebtable_filter 12288 1 - Live 0x0\nebtables 45056 1 ebtable_filter, Live 0x0\n";
         assert_eq!(ebtables(modules), ["ebtables/filter"]);
         assert!(ebtables("xebtable_nat 1 0 - Live 0x0\n").is_empty());
+    }
+
+    #[test]
+    fn recorded_chains_count_if_they_can_stop_a_packet() {
+        let read = |name: &str| {
+            let bytes = super::super::tests::captured(name);
+            let body = messages(&bytes).next().expect("a message").body;
+            base_chain(body)
+        };
+        let forward = read("chain-forward").expect("policy drop and a rule");
+        assert_eq!(
+            (forward.family, forward.name.as_str()),
+            (NFPROTO_BRIDGE, "b/forward")
+        );
+        assert_eq!(read("chain-other"), None, "no hook");
+        assert_eq!(read("chain-harmless"), None, "accepts, no rule");
+        let ingress = read("chain-in").expect("a rule");
+        assert_eq!(
+            (ingress.family, ingress.hook),
+            (NFPROTO_INET, NF_INET_INGRESS)
+        );
+        let mut filters = Filters::default();
+        for chain in [forward, ingress] {
+            sort_in(Some(chain), &mut filters);
+        }
+        assert_eq!(filters.bridge_chains, ["b/forward", "i/in"]);
     }
 
     proptest! {

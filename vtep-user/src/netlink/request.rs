@@ -22,12 +22,15 @@ use super::codec::{Message, messages};
 use super::decode::{address, family_of, fdb_entry, host_bits, neighbour, route};
 use super::error::{Failure, NetlinkError};
 use super::link::link;
-use super::socket::{Channel, KernelSocket, Request};
+use super::socket::{Channel, DATAGRAM_BYTES, KernelSocket, Request};
 use crate::kernel::{FdbEntry, IfIndex, Link, Neighbour, Route, Snapshot, bits};
 
-/// A dump that changed underneath is repeated this often before its parts are
-/// put together.
+/// How often a dump is repeated that the kernel says is not consistent.
 const DUMP_ATTEMPTS: usize = 4;
+/// Buffer sizes of the dumps of a table from which entries are being removed. An
+/// entry is skipped where one datagram ends and the next begins, so the borders
+/// are put elsewhere each time.
+const DATAGRAM_SIZES: [usize; 5] = [DATAGRAM_BYTES, 27_000, 19_000, 31_000, 23_000];
 
 /// Requests to the kernel in the network namespace of the thread that opened
 /// it. A clone shares the sockets; requests of several tasks queue up.
@@ -67,13 +70,12 @@ impl Netlink {
             links: self.links().await?,
             ..Snapshot::default()
         };
-        snapshot.addresses = self
-            .dump(
-                "addresses",
-                RouteNetlinkMessage::GetAddress(AddressMessage::default()),
-                |message| (message.kind == libc::RTM_NEWADDR).then(|| address(message.body))?,
-            )
-            .await?;
+        let get = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let get = encode(&get, NLM_F_DUMP);
+        snapshot.addresses = dump(&mut *self.channel().await, "addresses", &get, |message| {
+            (message.kind == libc::RTM_NEWADDR).then(|| address(message.body))?
+        })
+        .await?;
         snapshot.fdb = self.forwarding().await?;
         snapshot.neighbours = self.neighbours().await?;
         snapshot.filters = self.filters().await?;
@@ -85,7 +87,8 @@ impl Netlink {
         let mut get = LinkMessage::default();
         get.attributes
             .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-        self.dump("links", RouteNetlinkMessage::GetLink(get), |message| {
+        let get = encode(&RouteNetlinkMessage::GetLink(get), NLM_F_DUMP);
+        dump(&mut *self.channel().await, "links", &get, |message| {
             (message.kind == libc::RTM_NEWLINK).then(|| link(message.body))?
         })
         .await
@@ -114,44 +117,23 @@ impl Netlink {
         let failed = |error: io::Error| Failure::Socket(error).during("read", object);
         let mut watch =
             KernelSocket::open(NETLINK_ROUTE, &[libc::RTNLGRP_NEIGH], 1 << 20).map_err(failed)?;
+        let mut get = NeighbourMessage::default();
+        get.header.family = family;
+        let get = encode(&RouteNetlinkMessage::GetNeighbour(get), NLM_F_DUMP);
+        let read = |message: &Message<'_>| {
+            (message.kind == libc::RTM_NEWNEIGH).then(|| read(message.body))?
+        };
         let mut parts: Vec<Vec<T>> = Vec::new();
-        for _ in 0..DUMP_ATTEMPTS {
-            let mut get = NeighbourMessage::default();
-            get.header.family = family;
-            let entries = self
-                .dump(object, RouteNetlinkMessage::GetNeighbour(get), |message| {
-                    (message.kind == libc::RTM_NEWNEIGH).then(|| read(message.body))?
-                })
-                .await?;
+        for datagram_bytes in DATAGRAM_SIZES {
+            let mut channel =
+                Channel::with_datagrams(NETLINK_ROUTE, datagram_bytes).map_err(failed)?;
+            let entries = dump(&mut channel, object, &get, read).await?;
             if !saw_removal(&mut watch).map_err(failed)? {
                 return Ok(entries);
             }
             parts.push(entries);
         }
         Ok(unite(parts))
-    }
-
-    /// Dumps and, if the kernel says the result is not consistent, again.
-    async fn dump<T>(
-        &self,
-        object: &'static str,
-        get: RouteNetlinkMessage,
-        read: impl Fn(&Message<'_>) -> Option<T>,
-    ) -> Result<Vec<T>, NetlinkError> {
-        let request = encode(&get, NLM_F_DUMP);
-        let mut channel = self.channel().await;
-        let mut entries = Vec::new();
-        for _ in 0..DUMP_ATTEMPTS {
-            entries.clear();
-            let completion = channel
-                .request(&request, |message| entries.extend(read(&message)))
-                .await
-                .map_err(|failure| failure.during("read", object))?;
-            if !completion.interrupted {
-                break;
-            }
-        }
-        Ok(entries)
     }
 
     /// How the kernel would send a UDP datagram to `remote`, through `link` and
@@ -260,6 +242,27 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
     AddressFamily::from(family_of(address))
 }
 
+/// Dumps and, if the kernel says the result is not consistent, again.
+async fn dump<T>(
+    channel: &mut Channel,
+    object: &'static str,
+    request: &Request,
+    read: impl Fn(&Message<'_>) -> Option<T>,
+) -> Result<Vec<T>, NetlinkError> {
+    let mut entries = Vec::new();
+    for _ in 0..DUMP_ATTEMPTS {
+        entries.clear();
+        let completion = channel
+            .request(request, |message| entries.extend(read(&message)))
+            .await
+            .map_err(|failure| failure.during("read", object))?;
+        if !completion.interrupted {
+            break;
+        }
+    }
+    Ok(entries)
+}
+
 /// Turns a typed message into bytes.
 pub(super) fn encode(message: &RouteNetlinkMessage, flags: u16) -> Request {
     let mut body = vec![0; NetlinkSerializable::buffer_len(message)];
@@ -312,6 +315,19 @@ fn unite<T: Eq + Hash + Clone>(parts: Vec<Vec<T>>) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Requests are made from spawned tasks and HTTP handlers.
+    #[test]
+    fn requests_can_move_between_threads() {
+        fn check<T: Send>(_: impl FnOnce(&'static Netlink) -> T) {}
+        fn check_events<T: Send>(_: impl FnOnce(&'static mut super::super::Events) -> T) {}
+        check(|netlink| netlink.snapshot());
+        check(|netlink| netlink.route([192, 0, 2, 1].into(), None, None));
+        check(|netlink| netlink.neighbour_use(1, [192, 0, 2, 1].into()));
+        check(|netlink| netlink.fdb_refresh(&[]));
+        check(|netlink| netlink.link_by_name("lo"));
+        check_events(|events| events.next());
+    }
 
     #[test]
     fn united_dumps_keep_everything_once_with_the_newest_last() {

@@ -16,7 +16,7 @@ use super::error::{Explanation, Failure};
 
 /// More than the kernel puts into one dump datagram (32 KiB) and into any
 /// notification.
-const DATAGRAM_BYTES: usize = 64 * 1024;
+pub(super) const DATAGRAM_BYTES: usize = 64 * 1024;
 
 /// NLM_F_CAPPED and NLM_F_ACK_TLVS of an NLMSG_ERROR (netlink.h); in a request
 /// the same bits mean something else.
@@ -36,6 +36,15 @@ impl KernelSocket {
     /// thread. `receive_bytes` is forced past the system limit where the process
     /// may do so (CAP_NET_ADMIN). Must be called inside a tokio runtime.
     pub fn open(protocol: isize, groups: &[u32], receive_bytes: u32) -> io::Result<Self> {
+        Self::with_datagrams(protocol, groups, receive_bytes, DATAGRAM_BYTES)
+    }
+
+    fn with_datagrams(
+        protocol: isize,
+        groups: &[u32],
+        receive_bytes: u32,
+        datagram_bytes: usize,
+    ) -> io::Result<Self> {
         let mut socket = Socket::new(protocol)?;
         socket.set_non_blocking(true)?;
         socket.bind_auto()?;
@@ -52,7 +61,7 @@ impl KernelSocket {
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
         Ok(Self {
             fd,
-            datagram: Vec::with_capacity(DATAGRAM_BYTES),
+            datagram: Vec::with_capacity(datagram_bytes),
         })
     }
 
@@ -150,6 +159,7 @@ pub(super) struct Completion {
 /// One request at a time, answers matched by sequence number.
 pub(super) struct Channel {
     protocol: isize,
+    datagram_bytes: usize,
     socket: KernelSocket,
     sequence: u32,
     /// A request whose caller went away may have left answers, or a running
@@ -171,9 +181,17 @@ const RECEIVE_BYTES: u32 = 1 << 20;
 
 impl Channel {
     pub fn open(protocol: isize) -> io::Result<Self> {
+        Self::with_datagrams(protocol, DATAGRAM_BYTES)
+    }
+
+    /// A channel whose dumps come in pieces of at most `datagram_bytes`, at least
+    /// 8 KiB: the kernel makes them as large as the reader's buffer.
+    pub fn with_datagrams(protocol: isize, datagram_bytes: usize) -> io::Result<Self> {
+        let socket = KernelSocket::with_datagrams(protocol, &[], RECEIVE_BYTES, datagram_bytes)?;
         Ok(Self {
             protocol,
-            socket: KernelSocket::open(protocol, &[], RECEIVE_BYTES)?,
+            datagram_bytes,
+            socket,
             sequence: 0,
             unfinished: false,
             outgoing: Vec::new(),
@@ -217,7 +235,7 @@ impl Channel {
             return Ok(());
         }
         if self.unfinished {
-            self.socket = KernelSocket::open(self.protocol, &[], RECEIVE_BYTES)?;
+            *self = Self::with_datagrams(self.protocol, self.datagram_bytes)?;
         }
         let first = self.sequence.wrapping_add(1);
         self.outgoing.clear();
