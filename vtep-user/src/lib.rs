@@ -11,5 +11,6 @@ pub mod fdb;
 pub mod host;
 pub mod instance;
 pub mod kernel;
+pub mod model;
 pub mod netlink;
 pub mod tables;

@@ -1,0 +1,488 @@
+//! One pass from decisions to updates: what every location says, the values of
+//! segments and ports, programs and targets; all compared with what is written,
+//! and put in an order that is safe at every step.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use vtep_common::layout::{
+    Config, Place, Port, SEGMENT_LEARNING, Segment as SegmentValue, UDP_PORTS_MAX, UPLINKS_MAX,
+    VniKey, vni_word,
+};
+
+use super::locations::Owner;
+use super::ports::{self, ETHERNET_BYTES, OVERHEAD_V4_BYTES};
+use super::remotes::{self, RemoteKey, RouteQuery};
+use super::segments::Segment;
+use super::{Model, fdb::FdbChanges};
+use crate::kernel::IfIndex;
+use crate::tables::{Program, TableUpdate, XdpMode};
+
+/// Updates of one pass by kind.
+#[derive(Debug, Default)]
+struct Pass {
+    detach: Vec<TableUpdate>,
+    config: Vec<TableUpdate>,
+    remotes: Vec<TableUpdate>,
+    targets: Vec<TableUpdate>,
+    locations: Vec<TableUpdate>,
+    segments: Vec<TableUpdate>,
+    ports: Vec<TableUpdate>,
+    fdb: FdbChanges,
+    ports_gone: Vec<TableUpdate>,
+    segments_gone: Vec<TableUpdate>,
+    locations_gone: Vec<TableUpdate>,
+    targets_gone: Vec<TableUpdate>,
+    attach: Vec<TableUpdate>,
+}
+
+impl Pass {
+    /// What is named comes before what names it, and leaves after it. Programs
+    /// are the last to come and the first to go.
+    fn into_order(self) -> impl Iterator<Item = TableUpdate> {
+        [
+            self.detach,
+            self.config,
+            self.remotes,
+            self.targets,
+            self.locations,
+            self.segments,
+            self.ports,
+            self.fdb.withdrawals,
+            self.fdb.writes,
+            self.fdb.deletes,
+            self.ports_gone,
+            self.segments_gone,
+            self.locations_gone,
+            self.targets_gone,
+            self.attach,
+        ]
+        .into_iter()
+        .flatten()
+    }
+}
+
+impl Model {
+    /// Append what has to be written. True if another pass would find more.
+    pub(super) fn pass(&mut self, now: Instant, updates: &mut Vec<TableUpdate>) -> bool {
+        let mut pass = Pass {
+            fdb: self.decide_fdb(now),
+            ..Pass::default()
+        };
+        self.place(now, &mut pass);
+        self.devices(&mut pass);
+        if self.dirty.values {
+            self.segment_values(&mut pass);
+            self.port_values(&mut pass);
+        }
+        self.dirty.values = false;
+        self.config(&mut pass);
+        let again = self.clean_up(now, &mut pass);
+        let repeated = self.repeated_removals();
+        updates.extend(pass.into_order().chain(repeated));
+        again
+    }
+
+    /// Make every location say what it has to.
+    fn place(&mut self, now: Instant, pass: &mut Pass) {
+        let fresh = self.locations.take_fresh();
+        let unknown = fresh
+            .iter()
+            .any(|index| match self.locations.owner(*index) {
+                Some(Owner::Remote(key)) => self
+                    .device_of(*index, &key)
+                    .is_none_or(|device| !self.uplinks.contains_key(&device)),
+                _ => false,
+            });
+        self.dirty.places |= unknown || (self.slots.short && self.slots.has_free(now));
+        self.dirty.places |= self.leaving_changes_uplinks();
+        let mut indexes = fresh;
+        if self.dirty.places {
+            self.dirty.places = false;
+            self.dirty.values = true;
+            self.slots.short = false;
+            self.plan_uplinks();
+            self.hops.clear();
+            indexes = self.locations.owned().map(|(index, _)| index).collect();
+        }
+        indexes.sort_unstable();
+        for index in indexes {
+            let Some(owner) = self.locations.owner(index) else {
+                continue;
+            };
+            if self.locations.references(index) == 0 {
+                continue;
+            }
+            let place = match owner {
+                Owner::Port { bridge, ifindex } => self.place_of_port(index, bridge, ifindex),
+                Owner::Remote(key) => self.place_of_remote(index, &key, now, &mut pass.remotes),
+            };
+            let before = self.locations.value(index).place();
+            if let Some(store) = self.locations.store(index, place) {
+                pass.locations.push(store);
+                if let Place::Remote(slot) = before {
+                    self.slots.release(slot, now);
+                }
+            }
+        }
+    }
+
+    fn place_of_port(&self, index: u32, bridge: IfIndex, ifindex: IfIndex) -> Place {
+        match self.ports.get(&ifindex) {
+            Some(port)
+                if port.bridge == bridge
+                    && port.accelerated.is_ok()
+                    && !self.refusals.places.contains_key(&index) =>
+            {
+                Place::Port(ifindex)
+            }
+            _ => Place::Kernel,
+        }
+    }
+
+    fn place_of_remote(
+        &mut self,
+        index: u32,
+        key: &RemoteKey,
+        now: Instant,
+        written: &mut Vec<TableUpdate>,
+    ) -> Place {
+        let ttl = self.settings.default_ttl;
+        let mut way = remotes::way(key, &self.world, &self.routes, &self.uplinks, ttl);
+        self.hops.extend(way.ifindex.zip(way.next_hop));
+        let before = self.locations.value(index).place();
+        let live = match before {
+            Place::Remote(slot) => self.slots.get(slot),
+            _ => None,
+        };
+        if let Some(reason) = self.refusals.places.get(&index) {
+            way.header = Err(reason.clone());
+            way.pending = false;
+        }
+        let place = match (&way.header, live) {
+            (Ok(header), Some(live)) if **header == *live => before,
+            (Ok(header), _) => match self.slots.put(**header, now) {
+                Some(slot) => {
+                    let value = **header;
+                    written.push(TableUpdate::Remote { slot, value });
+                    Place::Remote(slot)
+                }
+                None => {
+                    self.map_full += 1;
+                    way.header = Err("table of remotes full".into());
+                    Place::Kernel
+                }
+            },
+            // After a restart: what stands is as good as it was.
+            (Err(_), Some(live)) if way.pending && self.is_uplink(live.ifindex) => before,
+            (Err(_), _) => Place::Kernel,
+        };
+        self.ways.insert(*key, way);
+        place
+    }
+
+    fn is_uplink(&self, ifindex: IfIndex) -> bool {
+        self.uplinks
+            .get(&ifindex)
+            .is_some_and(|uplink| uplink.accelerated.is_ok())
+    }
+
+    /// Device that frames to a remote leave by, as far as is known.
+    fn device_of(&self, index: u32, key: &RemoteKey) -> Option<IfIndex> {
+        match (
+            self.routes.get(&key.query()),
+            self.locations.value(index).place(),
+        ) {
+            (Some(route), _) => Some(route.as_ref()?.ifindex),
+            (None, Place::Remote(slot)) => Some(self.slots.get(slot)?.ifindex),
+            (None, _) => None,
+        }
+    }
+
+    /// Devices of remotes that entries name.
+    fn devices_in_use(&self) -> BTreeSet<IfIndex> {
+        let remotes = self
+            .locations
+            .owned()
+            .filter_map(|(index, owner)| match owner {
+                Owner::Remote(key) if self.locations.references(index) > 0 => {
+                    self.device_of(index, &key)
+                }
+                _ => None,
+            });
+        remotes.collect()
+    }
+
+    /// Whether a remote that nothing names any more was the last reason for an
+    /// uplink, or may have set the smallest MTU.
+    fn leaving_changes_uplinks(&self) -> bool {
+        let mut leaving = self.locations.leaving().peekable();
+        if leaving.peek().is_none() {
+            return false;
+        }
+        let in_use = self.devices_in_use();
+        leaving.any(|(index, key)| {
+            let mtu = self
+                .routes
+                .get(&key.query())
+                .and_then(|route| route.as_ref()?.mtu);
+            let device = self.device_of(index, &key);
+            mtu.is_some() || device.is_some_and(|device| !in_use.contains(&device))
+        })
+    }
+
+    fn plan_uplinks(&mut self) {
+        let hooks = self.written.hooks.iter();
+        let current = hooks.filter(|(_, (program, _))| *program == Program::Ingress);
+        let current = current.map(|(ifindex, _)| *ifindex).collect();
+        self.uplinks = ports::uplinks(
+            &self.world,
+            &self.settings,
+            &self.refusals,
+            &self.segments,
+            &self.devices_in_use(),
+            &current,
+        );
+    }
+
+    /// Programs and redirect targets.
+    fn devices(&mut self, pass: &mut Pass) {
+        let mode = self.settings.xdp_mode;
+        let accelerated = |program, ok: bool| ok.then_some((program, mode));
+        let ports = self.ports.iter().filter_map(|(ifindex, port)| {
+            Some((
+                *ifindex,
+                accelerated(Program::Egress, port.accelerated.is_ok())?,
+            ))
+        });
+        let uplinks = self.uplinks.iter().filter_map(|(ifindex, uplink)| {
+            Some((
+                *ifindex,
+                accelerated(Program::Ingress, uplink.accelerated.is_ok())?,
+            ))
+        });
+        let wanted: BTreeMap<IfIndex, (Program, XdpMode)> = ports.chain(uplinks).collect();
+        let written = &mut self.written;
+
+        let gone = std::mem::take(&mut self.dirty.gone);
+        written.hooks.retain(|ifindex, hook| {
+            let keep = wanted.get(ifindex) == Some(hook) && !gone.contains(ifindex);
+            if !keep {
+                pass.detach.push(TableUpdate::Detach(*ifindex));
+            }
+            keep
+        });
+        // The kernel takes a device that goes away out of the map itself.
+        written
+            .targets
+            .retain(|ifindex| !(gone.contains(ifindex) && wanted.contains_key(ifindex)));
+        written.targets.retain(|ifindex| {
+            let keep = wanted.contains_key(ifindex);
+            if !keep {
+                pass.targets_gone.push(TableUpdate::TargetDel(*ifindex));
+            }
+            keep
+        });
+        for (&ifindex, &(program, mode)) in &wanted {
+            if written.targets.insert(ifindex) {
+                pass.targets.push(TableUpdate::TargetAdd(ifindex));
+            }
+            if written.hooks.insert(ifindex, (program, mode)).is_none() {
+                pass.attach.push(TableUpdate::Attach {
+                    ifindex,
+                    program,
+                    mode,
+                });
+            }
+        }
+    }
+
+    /// Largest frame that every accelerated port of a segment takes, bytes.
+    fn local_max_bytes(&self, segment: &Segment) -> u16 {
+        let ports = self
+            .ports
+            .values()
+            .filter(|port| port.vxlan == segment.vxlan);
+        let accelerated = ports.filter(|port| port.accelerated.is_ok());
+        accelerated
+            .map(|port| frame_bytes(port.mtu))
+            .min()
+            .unwrap_or(0)
+    }
+
+    fn segment_values(&mut self, pass: &mut Pass) {
+        let mut wanted: BTreeMap<VniKey, SegmentValue> = BTreeMap::new();
+        for segment in self.segments.values() {
+            if let Ok(id) = segment.id {
+                wanted.insert(
+                    segment.key,
+                    SegmentValue {
+                        local: segment.policy.local.octets(),
+                        id,
+                        flags: if segment.learning {
+                            SEGMENT_LEARNING
+                        } else {
+                            0
+                        },
+                        local_max_bytes: self.local_max_bytes(segment),
+                        pad: [0; 2],
+                    },
+                );
+            }
+        }
+        for (&key, &value) in &wanted {
+            if self.written.segments.get(&key) != Some(&value) {
+                pass.segments.push(TableUpdate::Segment { key, value });
+            }
+        }
+        for key in self
+            .written
+            .segments
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+        {
+            pass.segments_gone.push(TableUpdate::SegmentDel(*key));
+        }
+        self.written.segments = wanted;
+    }
+
+    fn port_values(&mut self, pass: &mut Pass) {
+        let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
+        let mut wanted: BTreeMap<IfIndex, Port> = BTreeMap::new();
+        let mut local_max = BTreeMap::new();
+        for (&ifindex, port) in self
+            .ports
+            .iter()
+            .filter(|(_, port)| port.accelerated.is_ok())
+        {
+            let Some(segment) = self.segments.get(&port.vxlan) else {
+                continue;
+            };
+            let Ok(id) = segment.id else { continue };
+            let owner = Owner::Port {
+                bridge: port.bridge,
+                ifindex,
+            };
+            let first = self
+                .locations
+                .find(&owner)
+                .and_then(|index| self.locations.first(index));
+            let tunnel = underlay.map_or(segment.mtu, |mtu| {
+                segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
+            });
+            let local_max_bytes = *local_max
+                .entry(id)
+                .or_insert_with(|| self.local_max_bytes(segment));
+            wanted.insert(
+                ifindex,
+                Port {
+                    first_key: first.map_or(0, |key| key.word()),
+                    vni_word: vni_word(segment.vni),
+                    segment: id,
+                    tunnel_max_bytes: frame_bytes(tunnel),
+                    local_max_bytes,
+                    pad: [0; 5],
+                    epoch: self.idle_epoch(),
+                },
+            );
+        }
+        for (&ifindex, value) in &mut wanted {
+            let old = self.written.ports.get(&ifindex);
+            // The epoch is the program's.
+            let epoch = old.map_or(value.epoch, |old| old.epoch);
+            if old == Some(&Port { epoch, ..*value }) {
+                value.epoch = epoch;
+            } else {
+                let value = *value;
+                pass.ports.push(TableUpdate::Port { ifindex, value });
+            }
+        }
+        for ifindex in self
+            .written
+            .ports
+            .keys()
+            .filter(|ifindex| !wanted.contains_key(ifindex))
+        {
+            pass.ports_gone.push(TableUpdate::PortDel(*ifindex));
+        }
+        self.written.ports = wanted;
+    }
+
+    fn config(&mut self, pass: &mut Pass) {
+        let mut config = Config {
+            epoch: self.epoch,
+            fdb_mask: self.fdb_mask,
+            ..Config::EMPTY
+        };
+        let accelerated = self
+            .uplinks
+            .values()
+            .filter(|uplink| uplink.accelerated.is_ok());
+        let macs: BTreeSet<u64> = accelerated.map(|uplink| uplink.mac.to_bits()).collect();
+        for (place, mac) in config
+            .uplink_macs
+            .iter_mut()
+            .zip(macs.iter().take(UPLINKS_MAX))
+        {
+            *place = *mac;
+        }
+        let segments = self.segments.values().filter(|segment| segment.id.is_ok());
+        let ports: BTreeSet<u16> = segments.map(|segment| segment.key.udp_port()).collect();
+        for (place, port) in config
+            .udp_ports
+            .iter_mut()
+            .zip(ports.iter().take(UDP_PORTS_MAX))
+        {
+            *place = port.to_be_bytes();
+        }
+        if self.written.config != Some(config) {
+            self.written.config = Some(config);
+            pass.config.push(TableUpdate::Config(config));
+        }
+    }
+
+    /// Give back what nothing names any more. True if that made room for
+    /// something that waits.
+    fn clean_up(&mut self, now: Instant, pass: &mut Pass) -> bool {
+        let mut remote_left = false;
+        for (index, owner) in self.locations.free_idle(now) {
+            if let Place::Remote(slot) = self.locations.value(index).place() {
+                self.slots.release(slot, now);
+            }
+            pass.locations_gone
+                .extend(self.locations.store(index, Place::Kernel));
+            self.refusals.places.remove(&index);
+            if let Some(Owner::Remote(key)) = owner {
+                self.ways.remove(&key);
+                remote_left = true;
+            }
+        }
+        if remote_left {
+            let used: BTreeSet<RouteQuery> = self.queries().collect();
+            self.routes.keep(&used);
+            let hops = self
+                .ways
+                .values()
+                .filter_map(|way| way.ifindex.zip(way.next_hop));
+            self.hops = hops.collect();
+        }
+        let (live, written) = (&self.by_id, &self.written.fdb);
+        let before = self.ids.taken.len();
+        self.ids
+            .taken
+            .retain(|id, _| live.contains_key(id) || written.contains_key(id));
+        let segments = self.shortage.segments > 0 && self.ids.taken.len() < before;
+        let ports = self.shortage.ports > 0 && !pass.ports_gone.is_empty();
+        self.dirty.structure |= segments || ports;
+        let fdb = !pass.fdb.deletes.is_empty();
+        if fdb {
+            self.waiting.refused = false;
+        }
+        segments || ports || (fdb && !self.waiting.room.is_empty())
+    }
+}
+
+/// MTU to frame length, Ethernet header included, as the maps keep it.
+fn frame_bytes(mtu: u32) -> u16 {
+    u16::try_from(mtu.saturating_add(ETHERNET_BYTES)).unwrap_or(u16::MAX)
+}

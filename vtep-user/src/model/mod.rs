@@ -1,0 +1,487 @@
+//! Decides what the BPF maps have to say: kernel state in (`kernel::Event`),
+//! `Vec<TableUpdate>` out. Pure: no I/O, no clock, no async, no panics. The
+//! controller calls it; what to do is in `segments`, `ports`, `fdb`, `remotes`,
+//! what is done is kept in `Applied`.
+//! Rule: what the fast path cannot handle completely is left to the kernel.
+
+mod adopt;
+mod ageing;
+mod emit;
+mod fdb;
+mod locations;
+mod ports;
+mod refusals;
+mod remotes;
+mod segments;
+mod view;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Instant;
+
+use vtep_common::fdb::Value;
+use vtep_common::layout::{Config, FdbKey, Port, Segment as SegmentValue, SegmentId, VniKey};
+use vtep_common::{MacAddr, Vni};
+
+use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
+use crate::tables::{Capacity, Program, TableUpdate, XdpMode};
+
+pub use ageing::SHORTEST_INTERVAL;
+pub use remotes::RouteQuery;
+pub use view::{Counters, FdbRow, PortRow, RemoteRow, RowOwner, RowPlace, SegmentRow, UplinkRow};
+
+use locations::Locations;
+use ports::{PortPlan, Uplink};
+use refusals::Refusals;
+use remotes::{Routes, Slots, Ways};
+use segments::{Ids, Segments, Shortage};
+use world::{Domain, Touched, World};
+
+/// More than a batch ever needs: one, and one for each kind of room it makes.
+const PASSES: usize = 6;
+
+/// Why something is left to the kernel, for people: a sentence without its
+/// subject ("not in a bridge").
+pub type Reason = Cow<'static, str>;
+
+/// What the user wants at a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HookChoice {
+    /// XDP where the owner is known to send plain frames.
+    #[default]
+    Auto,
+    Xdp,
+    Kernel,
+}
+
+/// What the model is told once.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// VXLAN devices to accelerate; `None`: all.
+    pub vxlan: Option<BTreeSet<String>>,
+    /// Underlay devices; `None`: those that remotes are reached by.
+    pub uplinks: Option<BTreeSet<String>>,
+    pub xdp_mode: XdpMode,
+    /// By interface name; `Auto` for those not listed.
+    pub hooks: BTreeMap<String, HookChoice>,
+    /// net.ipv4.ip_default_ttl.
+    pub default_ttl: u8,
+    pub capacity: Capacity,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            vxlan: None,
+            uplinks: None,
+            xdp_mode: XdpMode::Native,
+            hooks: BTreeMap::new(),
+            default_ttl: 64,
+            capacity: Capacity::default(),
+        }
+    }
+}
+
+/// An FDB entry as it is in the map.
+#[derive(Debug, Clone, Copy)]
+struct Applied {
+    location: u32,
+    /// Writes of this entry since it came into the map.
+    generation: u32,
+    flags: u8,
+}
+
+/// All that was given out as updates and not refused: the content of the maps.
+#[derive(Debug, Default)]
+struct Written {
+    config: Option<Config>,
+    targets: BTreeSet<IfIndex>,
+    segments: BTreeMap<VniKey, SegmentValue>,
+    ports: BTreeMap<IfIndex, Port>,
+    hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
+    fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
+    /// Entries in all of `fdb`.
+    fdb_entries: u32,
+}
+
+/// What has to be thought about at the next [`Model::updates`].
+#[derive(Debug, Default)]
+struct Dirty {
+    /// Segments and ports.
+    structure: bool,
+    /// Uplinks, remotes, and what locations say.
+    places: bool,
+    /// Values that depend on MTUs and first MACs.
+    values: bool,
+    /// Whole forwarding tables.
+    domains: BTreeSet<Domain>,
+    /// Single forwarding entries.
+    entries: Vec<Touched>,
+    /// Devices that went away; another may have come under the same number.
+    gone: BTreeSet<IfIndex>,
+}
+
+/// FDB entries that are wanted and could not be written as such.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// Not in the map: it is full.
+    room: BTreeSet<FdbKey>,
+    /// In the map as "kernel": no location was free.
+    location: BTreeSet<FdbKey>,
+    /// The kernel said "full" before our own count did.
+    refused: bool,
+}
+
+#[derive(Debug)]
+pub struct Model {
+    settings: Settings,
+    world: World,
+    segments: Segments,
+    ids: Ids,
+    /// Accelerated segments by what their forwarding table is.
+    domains: HashMap<Domain, IfIndex>,
+    /// The same by number.
+    by_id: HashMap<SegmentId, IfIndex>,
+    ports: BTreeMap<IfIndex, PortPlan>,
+    uplinks: BTreeMap<IfIndex, Uplink>,
+    routes: Routes,
+    ways: Ways,
+    /// Next hops of all ways.
+    hops: BTreeSet<(IfIndex, Ipv4Addr)>,
+    locations: Locations,
+    slots: Slots,
+    written: Written,
+    refusals: Refusals,
+    waiting: Waiting,
+    shortage: Shortage,
+    /// Entries made through the API.
+    api: HashSet<(Vni, MacAddr)>,
+    epoch: u8,
+    /// The data plane's: handed back as it came.
+    fdb_mask: u32,
+    dirty: Dirty,
+    /// Refused removals that `retry` wants to see again.
+    repeat: Vec<(TableUpdate, Reason)>,
+    /// Locations of an earlier run have to be recognised first.
+    adopting: bool,
+    overruns: u64,
+    map_full: u64,
+}
+
+impl Model {
+    pub fn new(settings: Settings) -> Self {
+        let capacity = settings.capacity;
+        Self {
+            settings,
+            world: World::default(),
+            segments: Segments::new(),
+            ids: Ids::new(capacity.segments),
+            domains: HashMap::new(),
+            by_id: HashMap::new(),
+            ports: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
+            routes: Routes::default(),
+            ways: Ways::new(),
+            hops: BTreeSet::new(),
+            locations: Locations::new(capacity.locations.min(Value::LOCATION_MAX + 1)),
+            slots: Slots::new(capacity.remotes),
+            written: Written::default(),
+            refusals: Refusals::default(),
+            waiting: Waiting::default(),
+            shortage: Shortage::default(),
+            api: HashSet::new(),
+            epoch: 0,
+            fdb_mask: 0,
+            dirty: Dirty {
+                structure: true,
+                ..Dirty::default()
+            },
+            repeat: Vec::new(),
+            adopting: false,
+            overruns: 0,
+            map_full: 0,
+        }
+    }
+
+    /// Take in a full dump: at the start, after an overrun, at a resync.
+    pub fn replace(&mut self, snapshot: Snapshot) {
+        let old = std::mem::replace(&mut self.world, World::from_snapshot(snapshot));
+        for (ifindex, link) in &old.links {
+            match self.world.links.get(ifindex) {
+                Some(new) if new.name == link.name && new.mac == link.mac => {
+                    if new != link {
+                        self.refusals.forget(new);
+                    }
+                }
+                other => {
+                    // Another device, or none, has this number now.
+                    self.dirty.gone.insert(*ifindex);
+                    self.refusals.forget(other.unwrap_or(link));
+                }
+            }
+        }
+        let tables = old.bridges.keys().chain(self.world.bridges.keys());
+        self.dirty.domains.extend(tables.copied());
+        self.dirty.domains.extend(self.domains.keys());
+        self.dirty.structure = true;
+        self.routes.ask_all();
+    }
+
+    /// Take in one notification. Cheap: the thinking is done by `updates`.
+    pub fn apply(&mut self, event: Event) {
+        match event {
+            Event::Link(link) => self.apply_link(link),
+            Event::LinkGone(ifindex) => {
+                self.dirty.gone.insert(ifindex);
+                if let Some(link) = self.world.remove_link(ifindex) {
+                    self.refusals.forget(&link);
+                    let bridge = link.master.unwrap_or(ifindex);
+                    self.dirty.domains.insert(Domain { bridge, vlan: 0 });
+                    self.dirty.structure = true;
+                    self.ask_routes_if_underlay(&link);
+                }
+            }
+            Event::Fdb(entry) => self.dirty.entries.extend(self.world.set_fdb(&entry)),
+            Event::FdbGone(entry) => {
+                if let Some(touched) = self.world.remove_fdb(&entry) {
+                    self.forget_api_mark(touched);
+                    self.dirty.entries.push(touched);
+                }
+            }
+            Event::Neighbour(neighbour) => {
+                let changed = self.world.set_neighbour(&neighbour);
+                self.dirty.places |= changed.is_some_and(|hop| self.hops.contains(&hop));
+            }
+            Event::NeighbourGone(neighbour) => {
+                let changed = self.world.remove_neighbour(&neighbour);
+                self.dirty.places |= changed.is_some_and(|hop| self.hops.contains(&hop));
+            }
+            Event::Address(address) => {
+                if self.world.add_address(&address) {
+                    self.dirty.structure = true;
+                    self.routes.ask_all();
+                }
+            }
+            Event::AddressGone(address) => {
+                if self.world.remove_address(&address) {
+                    self.dirty.structure = true;
+                    self.routes.ask_all();
+                }
+            }
+            Event::RoutesChanged => self.routes.ask_all(),
+            // The controller reads the filters for `set_filters`, or dumps and
+            // calls `replace`.
+            Event::FiltersChanged => {}
+            Event::Overrun => self.overruns += 1,
+        }
+    }
+
+    fn apply_link(&mut self, link: Link) {
+        let Some(old) = self.world.links.get(&link.ifindex) else {
+            self.dirty.structure = true;
+            self.ask_routes_if_underlay(&link);
+            self.world.links.insert(link.ifindex, link);
+            return;
+        };
+        if *old == link {
+            return;
+        }
+        self.refusals.forget(old);
+        self.refusals.forget(&link);
+        // The kernel drops IPv4 routes of a device that goes down without a
+        // notification (fib_frontend.c, fib_disable_ip).
+        if (old.up, old.mtu) != (link.up, link.mtu) {
+            self.ask_routes_if_underlay(&link);
+        }
+        self.dirty.structure = true;
+        self.world.links.insert(link.ifindex, link);
+    }
+
+    fn ask_routes_if_underlay(&mut self, link: &Link) {
+        if link.bridge_port.is_none() {
+            self.routes.ask_all();
+        }
+    }
+
+    /// Take in the packet filters, after [`Event::FiltersChanged`].
+    pub fn set_filters(&mut self, filters: Filters) {
+        if self.world.filters != filters {
+            self.world.filters = filters;
+            self.dirty.structure = true;
+        }
+    }
+
+    /// What the user wants at a port, by name.
+    pub fn set_hook(&mut self, name: &str, hook: HookChoice) {
+        let before = self.settings.hooks.insert(name.to_owned(), hook);
+        self.dirty.structure |= before.unwrap_or_default() != hook;
+    }
+
+    /// Next hops to look up: those of new remotes, and all after a change of
+    /// the routing table. Each is returned once; answer with [`Model::route`].
+    /// Call it before [`Model::updates`], so that new remotes are complete when
+    /// they are first written, and after it: entries that waited may need more.
+    pub fn wanted_routes(&mut self) -> Vec<RouteQuery> {
+        self.settle();
+        let mut queries: Vec<RouteQuery> = self.queries().collect();
+        for (segment, mac) in self.touched_stations() {
+            if let Some(key) = self.remote_of(segment, mac) {
+                queries.push(key.query());
+            }
+        }
+        for query in queries {
+            self.routes.want(query);
+        }
+        self.routes.take_open()
+    }
+
+    /// How the kernel would reach a remote; `None`: not at all.
+    pub fn route(&mut self, query: &RouteQuery, route: Option<Route>) {
+        self.dirty.places |= self.routes.answer(query, route);
+    }
+
+    /// Next hops in use. The kernel forgets neighbours that it does not send to
+    /// itself, so it has to be asked to confirm them, and to resolve new ones.
+    pub fn wanted_neighbours(&self) -> Vec<(IfIndex, IpAddr)> {
+        let hops = self.hops.iter();
+        hops.map(|(ifindex, hop)| (*ifindex, IpAddr::V4(*hop)))
+            .collect()
+    }
+
+    /// Note that an entry was made through the API, or is no longer. Call it
+    /// when the kernel has taken the entry.
+    pub fn mark_api(&mut self, vni: Vni, mac: MacAddr, on: bool) {
+        let changed = if on {
+            self.api.insert((vni, mac))
+        } else {
+            self.api.remove(&(vni, mac))
+        };
+        if changed {
+            let domains = self.segments.values().filter(|s| s.vni == vni);
+            let touched = domains.filter_map(|s| Some((s.domain()?, mac)));
+            self.dirty.entries.extend(touched);
+        }
+    }
+
+    /// The kernel's entry is gone, so nobody's mark is left on it.
+    fn forget_api_mark(&mut self, (domain, mac): Touched) {
+        if self.api.is_empty() {
+            return;
+        }
+        let owners: Vec<(Vni, IfIndex)> = self
+            .segments
+            .values()
+            .filter(|segment| segment.domain() == Some(domain))
+            .map(|segment| (segment.vni, segment.vxlan))
+            .collect();
+        for (vni, vxlan) in owners {
+            if self.world.bridge_entry(domain, mac).is_none()
+                && self.world.vxlan_entry(vxlan, mac).is_none()
+            {
+                self.api.remove(&(vni, mac));
+            }
+        }
+    }
+
+    /// The difference between what is wanted and what is written, in an order
+    /// in which no entry ever names something that is not there. From here on
+    /// it counts as written; what the kernel refuses comes back through
+    /// [`Model::refused`]. Call it after a whole batch of events: states within
+    /// a batch are never written.
+    pub fn updates(&mut self, now: Instant) -> Vec<TableUpdate> {
+        let mut updates = Vec::new();
+        // A second pass uses the room that the first one made.
+        for _ in 0..PASSES {
+            self.settle();
+            if self.adopting {
+                self.recognise();
+                self.adopting = false;
+            }
+            let again = self.pass(now, &mut updates);
+            if !again {
+                break;
+            }
+        }
+        updates
+    }
+
+    /// When [`Model::updates`] has to be called although nothing happens:
+    /// something waits for a number that rests.
+    pub fn wake_at(&self) -> Option<Instant> {
+        let locations = match self.waiting.location.is_empty() {
+            true => None,
+            false => self.locations.free_at(),
+        };
+        let slots = if self.slots.short {
+            self.slots.free_at()
+        } else {
+            None
+        };
+        locations.into_iter().chain(slots).min()
+    }
+
+    /// Bring segments and ports up to date.
+    fn settle(&mut self) {
+        if !self.dirty.structure {
+            return;
+        }
+        self.dirty.structure = false;
+        self.dirty.places = true;
+        self.dirty.values = true;
+        self.shortage = Shortage::default();
+        let udp_ports = self
+            .written
+            .config
+            .map_or([[0; 2]; 4], |config| config.udp_ports);
+        let udp_ports = udp_ports.map(u16::from_be_bytes);
+        let segments = segments::plan(
+            &self.world,
+            &self.settings,
+            &self.refusals,
+            &mut self.ids,
+            &udp_ports,
+            &mut self.shortage,
+        );
+        let current = self.written.ports.keys().copied().collect();
+        self.ports = ports::plan(
+            &self.world,
+            &self.settings,
+            &self.refusals,
+            &segments,
+            &current,
+            &mut self.shortage,
+        );
+        for (vxlan, segment) in &segments {
+            let old = self.segments.get(vxlan);
+            if !old.is_some_and(|old| !old.leads_elsewhere(segment)) {
+                self.dirty.domains.extend(segment.domain());
+            }
+        }
+        self.segments = segments;
+        self.domains.clear();
+        self.by_id.clear();
+        for segment in self.segments.values() {
+            if let (Ok(id), Some(domain)) = (&segment.id, segment.domain()) {
+                self.domains.insert(domain, segment.vxlan);
+                self.by_id.insert(*id, segment.vxlan);
+            }
+        }
+    }
+
+    /// Routes of all remotes that entries name.
+    fn queries(&self) -> impl Iterator<Item = RouteQuery> + '_ {
+        self.locations
+            .owned()
+            .filter_map(|(index, owner)| match owner {
+                locations::Owner::Remote(key) if self.locations.references(index) > 0 => {
+                    Some(key.query())
+                }
+                _ => None,
+            })
+    }
+}

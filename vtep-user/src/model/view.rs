@@ -1,0 +1,420 @@
+//! The model for people: what is accelerated, where entries point, and why
+//! something is left to the kernel. The API gives these structs their JSON.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
+use vtep_common::{MacAddr, Vni};
+
+use super::fdb::{Decision, decide};
+use super::locations::Owner;
+use super::remotes::RemoteKey;
+use super::segments::Segment;
+use super::{Model, Reason};
+use crate::kernel::{IfIndex, Link, bits};
+use crate::tables::XdpMode;
+
+/// A NIC towards the underlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkRow {
+    pub ifindex: IfIndex,
+    pub name: String,
+    /// Set where it is accelerated.
+    pub mode: Option<XdpMode>,
+    pub reason: Option<String>,
+}
+
+/// A VXLAN device and what it is mapped to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentRow {
+    pub vni: Vni,
+    /// Set where it is accelerated.
+    pub segment: Option<SegmentId>,
+    pub vxlan: IfIndex,
+    pub vxlan_name: String,
+    pub bridge: Option<IfIndex>,
+    pub bridge_name: Option<String>,
+    /// Of a VLAN-aware bridge.
+    pub vlan: Option<u16>,
+    pub local: Option<IpAddr>,
+    pub udp_port: u16,
+    pub learning: bool,
+    pub reason: Option<String>,
+}
+
+/// A bridge port of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortRow {
+    pub ifindex: IfIndex,
+    pub name: String,
+    pub vni: Vni,
+    /// Set where it is accelerated.
+    pub mode: Option<XdpMode>,
+    pub reason: Option<String>,
+}
+
+/// Where the kernel's tables say a MAC is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowPlace {
+    /// Behind a port, by name; or behind the VXLAN device, without a remote of
+    /// its own.
+    Port(String),
+    Remote(IpAddr),
+}
+
+/// Who made an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowOwner {
+    /// Learned, or installed by a routing daemon.
+    Kernel,
+    /// NUD_NOARP or NUD_PERMANENT: set by hand.
+    Static,
+    Api,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FdbRow {
+    pub vni: Vni,
+    pub mac: MacAddr,
+    pub place: RowPlace,
+    pub owner: RowOwner,
+    /// Changes of the entry in the map; 0: not in the map.
+    pub generation: u64,
+    pub accelerated: bool,
+    pub reason: Option<String>,
+}
+
+/// A peer as one VXLAN device reaches it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteRow {
+    pub remote: IpAddr,
+    /// The VNI the peer expects.
+    pub vni: Vni,
+    pub udp_port: u16,
+    pub local: Option<IpAddr>,
+    /// Underlay device.
+    pub dev: Option<String>,
+    pub next_hop: Option<IpAddr>,
+    pub mac: Option<MacAddr>,
+    /// FDB entries of this VXLAN device that point here.
+    pub fdb_entries: u64,
+    pub accelerated: bool,
+    pub reason: Option<String>,
+}
+
+/// Health of the mirror (R40).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Losses of notifications since the start.
+    pub overruns: u64,
+    /// Entries and remotes left to the kernel because a map was full, since the
+    /// start.
+    pub map_full: u64,
+    /// Entries left to the kernel for that reason now.
+    pub waiting: u64,
+    /// In the map.
+    pub fdb_entries: u64,
+    pub fdb_capacity: u64,
+    /// In the tables of bridges and VXLAN devices, all of them.
+    pub kernel_fdb_entries: u64,
+}
+
+/// The reason of a refusal, for people.
+fn text<T>(verdict: &Result<T, Reason>) -> Option<String> {
+    verdict
+        .as_ref()
+        .err()
+        .map(|reason| reason.clone().into_owned())
+}
+
+impl Model {
+    fn name(&self, ifindex: IfIndex) -> String {
+        self.world.name(ifindex).to_owned()
+    }
+
+    pub fn uplinks(&self) -> Vec<UplinkRow> {
+        let uplinks = self.uplinks.values().map(|uplink| UplinkRow {
+            ifindex: uplink.ifindex,
+            name: self.name(uplink.ifindex),
+            mode: uplink.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            reason: text(&uplink.accelerated),
+        });
+        uplinks.collect()
+    }
+
+    /// In the order of VNIs.
+    pub fn segments(&self) -> Vec<SegmentRow> {
+        let mut views: Vec<SegmentRow> = self
+            .segments
+            .values()
+            .map(|segment| self.segment_row(segment))
+            .collect();
+        views.sort_by_key(|view| (view.vni, view.vxlan));
+        views
+    }
+
+    fn segment_row(&self, segment: &Segment) -> SegmentRow {
+        let device = self.world.vxlan(segment.vxlan).map(|(_, device)| device);
+        let derived = Some(segment.policy.local).filter(|ip| *ip != Ipv4Addr::UNSPECIFIED);
+        SegmentRow {
+            vni: segment.vni,
+            segment: segment.id.as_ref().ok().copied(),
+            vxlan: segment.vxlan,
+            vxlan_name: self.name(segment.vxlan),
+            bridge: segment.bridge,
+            bridge_name: segment.bridge.map(|bridge| self.name(bridge)),
+            vlan: (segment.vlan != 0).then_some(segment.vlan),
+            local: derived.map(IpAddr::V4).or_else(|| device?.local),
+            udp_port: segment.policy.udp_port,
+            learning: segment.learning,
+            reason: text(&segment.id),
+        }
+    }
+
+    fn segment_of_vni(&self, vni: Vni) -> Option<&Segment> {
+        let segments = self.segments.values().filter(|segment| segment.vni == vni);
+        segments.min_by_key(|segment| (segment.id.is_err(), segment.vxlan))
+    }
+
+    /// The segment of a VNI; the accelerated one where several share it.
+    pub fn segment(&self, vni: Vni) -> Option<SegmentRow> {
+        self.segment_of_vni(vni)
+            .map(|segment| self.segment_row(segment))
+    }
+
+    pub fn ports(&self) -> Vec<PortRow> {
+        let ports = self.ports.iter();
+        ports
+            .filter_map(|(ifindex, _)| self.port_row(*ifindex))
+            .collect()
+    }
+
+    fn port_row(&self, ifindex: IfIndex) -> Option<PortRow> {
+        let port = self.ports.get(&ifindex)?;
+        Some(PortRow {
+            ifindex,
+            name: self.name(ifindex),
+            vni: self.segments.get(&port.vxlan)?.vni,
+            mode: port.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            reason: text(&port.accelerated),
+        })
+    }
+
+    /// A port of a segment, by name.
+    pub fn port(&self, name: &str) -> Option<PortRow> {
+        let ifindex = self
+            .ports
+            .keys()
+            .find(|ifindex| self.world.name(**ifindex) == name)?;
+        self.port_row(*ifindex)
+    }
+
+    /// Forwarding entries of all segments, or of one; of all MACs, or of one.
+    pub fn fdb_rows(&self, vni: Option<Vni>, mac: Option<MacAddr>) -> Vec<FdbRow> {
+        if let (Some(vni), Some(mac)) = (vni, mac) {
+            return self
+                .segment_of_vni(vni)
+                .and_then(|s| self.row(s, mac))
+                .into_iter()
+                .collect();
+        }
+        let mut rows = Vec::new();
+        for segment in self
+            .segments
+            .values()
+            .filter(|s| vni.is_none_or(|vni| s.vni == vni))
+        {
+            let bridge = segment
+                .domain()
+                .and_then(|domain| self.world.bridges.get(&domain));
+            let vxlan = self.world.vxlans.get(&segment.vxlan);
+            let known = bridge.into_iter().flat_map(|table| table.keys());
+            let macs: BTreeSet<MacAddr> = known
+                .chain(vxlan.into_iter().flat_map(|table| table.keys()))
+                .copied()
+                .collect();
+            let macs = macs
+                .into_iter()
+                .filter(|known| mac.is_none_or(|mac| mac == *known));
+            rows.extend(macs.filter_map(|mac| self.row(segment, mac)));
+        }
+        rows.sort_by_key(|row| (row.vni, row.mac));
+        rows
+    }
+
+    /// Port a MAC is behind, as the bridge of a VNI has it.
+    pub fn bridge_port_of(&self, vni: Vni, mac: MacAddr) -> Option<IfIndex> {
+        let domain = self.segment_of_vni(vni)?.domain()?;
+        self.world.bridge_entry(domain, mac).map(|entry| entry.port)
+    }
+
+    /// Default destinations of a VNI: who gets broadcast and unknown unicast.
+    pub fn flood_list(&self, vni: Vni) -> Vec<IpAddr> {
+        let segment = self.segment_of_vni(vni);
+        let flood = segment.and_then(|segment| self.world.floods.get(&segment.vxlan));
+        flood
+            .into_iter()
+            .flatten()
+            .filter_map(|to| to.dst)
+            .collect()
+    }
+
+    /// A device, as the kernel described it last.
+    pub fn link(&self, ifindex: IfIndex) -> Option<&Link> {
+        self.world.links.get(&ifindex)
+    }
+
+    /// `None` for what neither table knows, and for the host's own addresses.
+    fn row(&self, segment: &Segment, mac: MacAddr) -> Option<FdbRow> {
+        let domain = segment.domain();
+        let entry = domain.and_then(|domain| self.world.bridge_entry(domain, mac));
+        if entry
+            .zip(domain)
+            .is_some_and(|(entry, domain)| entry.is_local(domain))
+        {
+            return None;
+        }
+        let vxlan = self.world.vxlan_entry(segment.vxlan, mac);
+        let place = match (entry, vxlan) {
+            (Some(entry), _) if entry.port != segment.vxlan => {
+                RowPlace::Port(self.name(entry.port))
+            }
+            (_, Some(vxlan)) => match vxlan.to.dst {
+                Some(dst) => RowPlace::Remote(dst),
+                None => RowPlace::Port(self.name(segment.vxlan)),
+            },
+            (Some(_), None) => RowPlace::Port(self.name(segment.vxlan)),
+            (None, None) => return None,
+        };
+        let state = entry
+            .map(|entry| entry.state)
+            .or(vxlan.map(|entry| entry.state))?;
+        let owner = if self.api.contains(&(segment.vni, mac)) {
+            RowOwner::Api
+        } else if state & (bits::NUD_NOARP | bits::NUD_PERMANENT) != 0 {
+            RowOwner::Static
+        } else {
+            RowOwner::Kernel
+        };
+        let written = segment
+            .id
+            .as_ref()
+            .ok()
+            .and_then(|id| self.written.fdb.get(id)?.get(&mac));
+        let location = written.map_or(Location::NONE, |written| written.location);
+        let accelerated = self.locations.value(location).place() != Place::Kernel;
+        Some(FdbRow {
+            vni: segment.vni,
+            mac,
+            place,
+            owner,
+            generation: written.map_or(0, |written| written.generation.into()),
+            accelerated,
+            reason: (!accelerated).then(|| self.reason(segment, mac).into_owned()),
+        })
+    }
+
+    /// Why an entry is left to the kernel.
+    fn reason(&self, segment: &Segment, mac: MacAddr) -> Reason {
+        let id = match &segment.id {
+            Ok(id) => *id,
+            Err(reason) => return format!("segment: {reason}").into(),
+        };
+        let key = FdbKey::new(id, mac);
+        if self.waiting.room.contains(&key) {
+            return "the FDB map is full".into();
+        }
+        if self.waiting.location.contains(&key) {
+            return "the map of locations is full".into();
+        }
+        match decide(&self.world, segment, mac) {
+            Decision::Absent(reason) | Decision::Kernel(reason) => reason.into(),
+            Decision::At(Owner::Port { ifindex, .. }) => {
+                match self.ports.get(&ifindex).map(|port| &port.accelerated) {
+                    Some(Err(reason)) => format!("port: {reason}").into(),
+                    Some(Ok(())) => "not written yet".into(),
+                    None => "its port is not a member of the bridge".into(),
+                }
+            }
+            Decision::At(Owner::Remote(key)) => self.remote_reason(&key),
+        }
+    }
+
+    fn remote_reason(&self, key: &RemoteKey) -> Reason {
+        match self.ways.get(key).map(|way| &way.header) {
+            Some(Err(reason)) => reason.clone(),
+            _ => "not written yet".into(),
+        }
+    }
+
+    /// The remotes that entries point to, by VXLAN device.
+    pub fn remotes(&self) -> Vec<RemoteRow> {
+        let mut counts: BTreeMap<(IfIndex, u32), u64> = BTreeMap::new();
+        for (id, table) in &self.written.fdb {
+            let Some(segment) = self.segment_by_id(*id) else {
+                continue;
+            };
+            for entry in table
+                .values()
+                .filter(|entry| entry.location != Location::NONE)
+            {
+                *counts.entry((segment.vxlan, entry.location)).or_default() += 1;
+            }
+        }
+        let mut rows: Vec<RemoteRow> = counts
+            .into_iter()
+            .filter_map(|((vxlan, index), entries)| self.remote_row(vxlan, index, entries))
+            .collect();
+        rows.sort_by_key(|row| (row.vni, row.remote));
+        rows
+    }
+
+    fn remote_row(&self, vxlan: IfIndex, index: u32, fdb_entries: u64) -> Option<RemoteRow> {
+        let Owner::Remote(key) = self.locations.owner(index)? else {
+            return None;
+        };
+        let way = self.ways.get(&key);
+        let accelerated = self.locations.value(index).place() != Place::Kernel;
+        Some(RemoteRow {
+            remote: IpAddr::V4(key.remote),
+            vni: key.vni().or_else(|| Some(self.segments.get(&vxlan)?.vni))?,
+            udp_port: key.policy.udp_port,
+            local: Some(IpAddr::V4(key.policy.local)),
+            dev: way
+                .and_then(|way| way.ifindex)
+                .map(|ifindex| self.name(ifindex)),
+            next_hop: way.and_then(|way| way.next_hop).map(IpAddr::V4),
+            mac: way.and_then(|way| way.mac),
+            fdb_entries,
+            accelerated,
+            reason: (!accelerated).then(|| self.remote_reason(&key).into_owned()),
+        })
+    }
+
+    pub fn counters(&self) -> Counters {
+        Counters {
+            overruns: self.overruns,
+            map_full: self.map_full,
+            waiting: (self.waiting.room.len() + self.waiting.location.len()) as u64,
+            fdb_entries: self.written.fdb_entries.into(),
+            fdb_capacity: self.settings.capacity.fdb.into(),
+            kernel_fdb_entries: self.world.fdb_entries(),
+        }
+    }
+
+    /// What is wrong and belongs to no row, one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if let Some(reason) = &self.refusals.config {
+            warnings.push(format!("the programs cannot be configured: {reason}"));
+        }
+        for (update, reason) in &self.refusals.removals {
+            warnings.push(format!("{update:?} failed: {reason}"));
+        }
+        if self.waiting.refused {
+            warnings.push("the kernel takes no more FDB entries".to_owned());
+        }
+        warnings
+    }
+}
