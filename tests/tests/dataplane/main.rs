@@ -578,27 +578,3 @@ fn log_lines_are_forwarded_where_a_level_is_set() {
         assert!(!readable(&log), "it was read");
     });
 }
-
-/// VXLAN to 192.0.2.1, from 192.0.2.1.
-fn frame_from_ourselves() -> Vec<u8> {
-    let mut frame = vec![2, 0, 0, 0, 0, 0xaa, 2, 0, 0, 0, 0, 0xbb, 8, 0];
-    let mut ip = [0u8; 20];
-    ip[0] = 0x45;
-    ip[3] = 20 + 8 + 8 + 60;
-    ip[6] = 0x40;
-    ip[8] = 64;
-    ip[9] = 17;
-    ip[12..16].copy_from_slice(&[192, 0, 2, 1]);
-    ip[16..20].copy_from_slice(&[192, 0, 2, 1]);
-    let sum: u32 = ip
-        .chunks(2)
-        .map(|c| u32::from(u16::from_be_bytes([c[0], c[1]])))
-        .sum();
-    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    frame.extend(ip);
-    frame.extend([0xc0, 0, 0x12, 0xb5, 0, 8 + 8 + 60, 0, 0]);
-    frame.extend([8, 0, 0, 0, 0, 0, 100, 0]);
-    frame.extend([0; 60]);
-    frame
-}
