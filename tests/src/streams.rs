@@ -153,7 +153,8 @@ fn receive(socket: &Socket, done: &AtomicBool, received: &AtomicU64) -> Result<S
     loop {
         let finished = done.load(Ordering::Acquire);
         let batch = socket.receive_batch(Duration::from_millis(20))?;
-        if batch.is_empty() && finished {
+        // Other traffic may go on; the stream is over when none of it came for a while.
+        if finished && last.elapsed() > Duration::from_millis(100) {
             return Ok(report);
         }
         for frame in batch {

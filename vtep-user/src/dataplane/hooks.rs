@@ -314,9 +314,10 @@ fn refusal(error: &io::Error, mode: XdpMode, device: Option<rtnl::XdpState>) -> 
              off, or ask for generic XDP, which is slow"
                 .to_owned()
         }
-        (libc::ERANGE, _) => {
-            format!("MTU {mtu} is too large for XDP in this driver: lower it ({error})")
-        }
+        (libc::ERANGE, _) => format!(
+            "the MTU is too large for XDP in this driver: lower it (here {mtu}; of a veth, the \
+             peer's MTU counts)"
+        ),
         (libc::EINVAL, XdpMode::Native) => format!(
             "the driver refuses XDP with its present settings: MTU {mtu}, number of queues or an \
              offload ({error})"
@@ -350,7 +351,7 @@ mod tests {
             (libc::EEXIST, 0, "on top of it"),
             (libc::ENODEV, 0, "no such device"),
             (libc::EOPNOTSUPP, 0, "no native XDP"),
-            (libc::ERANGE, 0, "MTU 9000"),
+            (libc::ERANGE, 0, "here 9000"),
             (libc::EINVAL, 0, "MTU 9000"),
             (libc::EPERM, 0, "not permitted"),
         ] {

@@ -382,7 +382,7 @@ fn typed<T: TryFrom<Map, Error = MapError>>(map: Map) -> Result<T, DataplaneErro
 
 /// aya's typed maps do not show theirs.
 fn clone_fd(map: &Map) -> Result<OwnedFd, DataplaneError> {
-    let (Map::HashMap(map) | Map::PerCpuArray(map)) = map else {
+    let Map::PerCpuArray(map) = map else {
         return Err(DataplaneError::OtherObject {
             what: "a map of another type".to_owned(),
         });

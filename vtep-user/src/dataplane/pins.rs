@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use vtep_common::Outcome;
-use vtep_common::fdb::Bucket;
+use vtep_common::fdb::{Bucket, SLOTS};
 use vtep_common::layout::{
     Config, Counter, LAYOUT_VERSION, Location, Port, Remote, Segment, UPLINKS_MAX, VniKey,
 };
@@ -38,6 +38,8 @@ pub struct Shape {
     value_bytes: u32,
     pub max_entries: u32,
     flags: u32,
+    /// What is configured for one element of the map; 4 for a bucket of the FDB.
+    unit: u32,
 }
 
 impl Shape {
@@ -49,6 +51,7 @@ impl Shape {
             value_bytes: size_of::<V>() as u32,
             max_entries,
             flags,
+            unit: 1,
         }
     }
 
@@ -68,14 +71,15 @@ impl Shape {
             value_bytes: info.value_bytes,
             max_entries: info.max_entries,
             flags: info.flags & !BPF_F_RDONLY_PROG,
+            unit: self.unit,
         };
         if found == *self {
             Ok(())
         } else if found.text() == self.text() {
             Err(DataplaneError::OtherCapacity {
                 path: path.to_owned(),
-                found: found.max_entries,
-                wanted: self.max_entries,
+                found: found.max_entries.saturating_mul(self.unit),
+                wanted: self.max_entries.saturating_mul(self.unit),
             })
         } else {
             Err(DataplaneError::OtherShape {
@@ -95,8 +99,11 @@ pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 8] {
     let targets = capacity.ports + UPLINKS_MAX as u32;
     let mut devices = Shape::new::<u32, u32>("TX_PORTS", DEVMAP_HASH, targets, 0);
     devices.value_bytes = device_value_bytes;
+    let buckets = bucket_count(capacity.fdb);
+    let mut fdb = Shape::new::<u32, Bucket>("FDB", ARRAY, buckets, BPF_F_MMAPABLE);
+    fdb.unit = SLOTS as u32 - 1;
     [
-        Shape::new::<u32, Bucket>("FDB", ARRAY, bucket_count(capacity.fdb), BPF_F_MMAPABLE),
+        fdb,
         Shape::new::<u32, Location>("LOCATIONS", ARRAY, capacity.locations, BPF_F_MMAPABLE),
         Shape::new::<u32, Remote>("REMOTES", ARRAY, capacity.remotes, BPF_F_MMAPABLE),
         Shape::new::<u32, Port>("PORTS", HASH, capacity.ports, 0),

@@ -127,9 +127,8 @@ pub fn kind(object: BorrowedFd<'_>) -> Kind {
     match name.as_deref().ok().and_then(Path::to_str) {
         Some("anon_inode:bpf-map") => Kind::Map,
         Some("anon_inode:bpf-prog") => Kind::Program,
-        // Suffixed by the type in later kernels.
-        Some(name) if name.starts_with("anon_inode:bpf_link") => Kind::Link,
-        Some(name) if name.starts_with("anon_inode:bpf-link") => Kind::Link,
+        // The kernel spells it both ways (bpf_link_prime, bpf_link_new_fd).
+        Some("anon_inode:bpf_link" | "anon_inode:bpf-link") => Kind::Link,
         _ => Kind::Other,
     }
 }
