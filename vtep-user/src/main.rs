@@ -3,11 +3,14 @@
 
 use std::process::ExitCode;
 
+use vtep_user::controller;
 use vtep_user::daemon::Engine;
 
 fn main() -> ExitCode {
     vtep_user::cli::main(Engine {
-        run: |_, _| Box::pin(async { Err("this build has no controller".into()) }),
-        unload: |_| Err("this build has no data path".into()),
+        run: |options, commands| {
+            Box::pin(async { controller::run(options, commands).await.map_err(Into::into) })
+        },
+        unload: |instance| controller::unload(instance).map_err(Into::into),
     })
 }

@@ -2,6 +2,7 @@
 //! model; writes change the kernel and are answered when the maps hold the
 //! result, so that a client can rely on it.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vtep_common::{MacAddr, Vni};
@@ -9,6 +10,7 @@ use vtep_common::{MacAddr, Vni};
 use crate::api::types::{FdbSpec, PortHook, PortSpec, ResyncReport, Target, VniSpec, WriteMode};
 use crate::api::values::{IfName, StationMac};
 use crate::api::{ApiError, Command, Reply};
+use crate::instance::Instance;
 use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link, LinkKind, bits};
 use crate::model::SegmentRow;
 use crate::netlink::{FdbWrite, NetlinkError, VxlanSpec};
@@ -32,18 +34,30 @@ pub struct Pending {
 /// What the maps shall hold.
 #[derive(Debug)]
 enum Wanted {
-    Fdb { vni: Vni, mac: MacAddr, target: Target },
-    FdbGone { vni: Vni, mac: MacAddr },
+    Fdb {
+        vni: Vni,
+        mac: MacAddr,
+        target: Target,
+    },
+    FdbGone {
+        vni: Vni,
+        mac: MacAddr,
+    },
     Segment(Vni),
     SegmentGone(Vni),
-    Port { name: IfName, vni: Vni },
+    Port {
+        name: IfName,
+        vni: Vni,
+    },
     PortGone(IfName),
 }
 
 impl Wanted {
     fn describe(&self) -> String {
         match self {
-            Self::Fdb { vni, mac, .. } => format!("entry {mac} of VNI {vni} did not reach the maps"),
+            Self::Fdb { vni, mac, .. } => {
+                format!("entry {mac} of VNI {vni} did not reach the maps")
+            }
             Self::FdbGone { vni, mac } => format!("entry {mac} of VNI {vni} is still in the maps"),
             Self::Segment(vni) => format!("VNI {vni} did not come up"),
             Self::SegmentGone(vni) => format!("VNI {vni} is still there"),
@@ -77,7 +91,10 @@ impl Controller {
             }
             Command::PortAdd(spec, reply) => {
                 let result = self.port_add(&spec).await;
-                let wanted = Wanted::Port { name: spec.name, vni: spec.vni };
+                let wanted = Wanted::Port {
+                    name: spec.name,
+                    vni: spec.vni,
+                };
                 self.wait(result, wanted, reply);
             }
             Command::PortDel(name, reply) => {
@@ -95,7 +112,14 @@ impl Controller {
             }
             Command::FdbDel(vni, mac, reply) => {
                 let result = self.fdb_del(vni, mac).await;
-                self.wait(result, Wanted::FdbGone { vni, mac: mac.get() }, reply);
+                self.wait(
+                    result,
+                    Wanted::FdbGone {
+                        vni,
+                        mac: mac.get(),
+                    },
+                    reply,
+                );
             }
             // Taken out of the queue by the loop, which ends with it.
             Command::Unload(reply) => drop(reply.send(self.unload())),
@@ -107,7 +131,11 @@ impl Controller {
         match result {
             Ok(()) => {
                 let deadline = Instant::now() + WAIT;
-                self.pending.push(Pending { wanted, reply, deadline });
+                self.pending.push(Pending {
+                    wanted,
+                    reply,
+                    deadline,
+                });
             }
             Err(error) => drop(reply.send(Err(error))),
         }
@@ -137,15 +165,16 @@ impl Controller {
 
     fn holds(&self, wanted: &Wanted) -> bool {
         match wanted {
-            Wanted::Fdb { vni, mac, target } => {
-                self.fdb_row(*vni, *mac).is_some_and(|row| rows::points_to(&row, target))
-            }
+            Wanted::Fdb { vni, mac, target } => self
+                .fdb_row(*vni, *mac)
+                .is_some_and(|row| rows::points_to(&row, target)),
             Wanted::FdbGone { vni, mac } => self.fdb_row(*vni, *mac).is_none(),
             Wanted::Segment(vni) => self.model.segment(*vni).is_some_and(|s| s.bridge.is_some()),
             Wanted::SegmentGone(vni) => self.model.segment(*vni).is_none(),
-            Wanted::Port { name, vni } => {
-                self.model.port(name.as_str()).is_some_and(|port| port.vni == *vni)
-            }
+            Wanted::Port { name, vni } => self
+                .model
+                .port(name.as_str())
+                .is_some_and(|port| port.vni == *vni),
             Wanted::PortGone(name) => self.model.port(name.as_str()).is_none(),
         }
     }
@@ -167,21 +196,26 @@ impl Controller {
 
     fn segment(&self, vni: Vni) -> Result<SegmentRow, ApiError> {
         self.model.segment(vni).ok_or_else(|| {
-            ApiError::not_found(format!("there is no VNI {vni} here: make it with `vtep vni add {vni}`"))
+            ApiError::not_found(format!(
+                "there is no VNI {vni} here: make it with `vtep vni add {vni}`"
+            ))
         })
     }
 
     async fn device(&self, name: &str) -> Result<Link, ApiError> {
         let link = self.netlink.link_by_name(name).await.map_err(refused)?;
         link.ok_or_else(|| {
-            ApiError::not_found(format!("there is no device {name}: see `ip link` for the names"))
+            ApiError::not_found(format!(
+                "there is no device {name}: see `ip link` for the names"
+            ))
         })
     }
 
     /// Bridge and VXLAN device, up and connected. What was made is removed again
     /// when a later step fails.
     async fn vni_add(&mut self, spec: &VniSpec) -> Result<(), ApiError> {
-        spec.check().map_err(|error| ApiError::bad_request(error.to_string()))?;
+        spec.check()
+            .map_err(|error| ApiError::bad_request(error.to_string()))?;
         if let Some(segment) = self.model.segment(spec.vni) {
             return Err(ApiError::conflict(format!(
                 "VNI {} exists already on device {}: remove it with `vtep vni del {}` first",
@@ -189,7 +223,13 @@ impl Controller {
             )));
         }
         for name in [spec.bridge_name(), spec.vxlan_name()] {
-            if self.netlink.link_by_name(&name).await.map_err(refused)?.is_some() {
+            if self
+                .netlink
+                .link_by_name(&name)
+                .await
+                .map_err(refused)?
+                .is_some()
+            {
                 return Err(ApiError::conflict(format!(
                     "device {name} exists already: choose other names with --bridge and --vxlan"
                 )));
@@ -219,7 +259,9 @@ impl Controller {
     ) -> Result<(), ApiError> {
         let netlink = &self.netlink;
         let (local, underlay_mtu) = self.tunnel_source(spec, link).await?;
-        let mtu = spec.mtu.or(underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES)));
+        let mtu = spec
+            .mtu
+            .or(underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES)));
         let vxlan = netlink
             .create_vxlan(&VxlanSpec {
                 name: spec.vxlan_name(),
@@ -234,19 +276,31 @@ impl Controller {
             .await
             .map_err(refused)?;
         made.push(vxlan);
-        let bridge = netlink.create_bridge(&spec.bridge_name(), mtu).await.map_err(refused)?;
+        let bridge = netlink
+            .create_bridge(&spec.bridge_name(), mtu)
+            .await
+            .map_err(refused)?;
         made.push(bridge);
         for ifindex in [vxlan, bridge] {
-            netlink.set_alias(ifindex, MADE_BY_US).await.map_err(refused)?;
+            netlink
+                .set_alias(ifindex, MADE_BY_US)
+                .await
+                .map_err(refused)?;
         }
-        netlink.set_master(vxlan, Some(bridge)).await.map_err(refused)?;
+        netlink
+            .set_master(vxlan, Some(bridge))
+            .await
+            .map_err(refused)?;
         for remote in &spec.remotes {
             let entry = FdbEntry {
                 mac: MacAddr::ZERO,
                 dst: Some(remote.get()),
                 ..entry(FdbTable::Vxlan, vxlan, MacAddr::ZERO)
             };
-            netlink.fdb_write(&entry, FdbWrite::Append).await.map_err(refused)?;
+            netlink
+                .fdb_write(&entry, FdbWrite::Append)
+                .await
+                .map_err(refused)?;
         }
         for ifindex in [vxlan, bridge] {
             netlink.set_up(ifindex, true).await.map_err(refused)?;
@@ -262,13 +316,17 @@ impl Controller {
     ) -> Result<(Option<std::net::IpAddr>, Option<u32>), ApiError> {
         let local = spec.local.map(|ip| ip.get());
         let mtu = link.map(|link| link.mtu);
-        let Some(remote) = spec.remotes.first() else { return Ok((local, mtu)) };
+        let Some(remote) = spec.remotes.first() else {
+            return Ok((local, mtu));
+        };
         let route = self
             .netlink
             .route(remote.get(), link.map(|link| link.ifindex), local)
             .await
             .map_err(refused)?;
-        let Some(route) = route else { return Ok((local, mtu)) };
+        let Some(route) = route else {
+            return Ok((local, mtu));
+        };
         let device_mtu = self.model.link(route.ifindex).map(|link| link.mtu);
         Ok((local.or(route.source), mtu.or(device_mtu)))
     }
@@ -309,7 +367,10 @@ impl Controller {
         }
         match link.master {
             Some(master) if master != bridge => {
-                let name = self.model.link(master).map_or("another device", |l| &l.name);
+                let name = self
+                    .model
+                    .link(master)
+                    .map_or("another device", |l| &l.name);
                 return Err(ApiError::conflict(format!(
                     "{} belongs to {name} already: release it with `ip link set {} nomaster` first",
                     spec.name, spec.name
@@ -317,10 +378,16 @@ impl Controller {
             }
             Some(_) => {}
             None => {
-                self.netlink.set_master(link.ifindex, Some(bridge)).await.map_err(refused)?;
+                self.netlink
+                    .set_master(link.ifindex, Some(bridge))
+                    .await
+                    .map_err(refused)?;
             }
         }
-        self.netlink.set_up(link.ifindex, true).await.map_err(refused)?;
+        self.netlink
+            .set_up(link.ifindex, true)
+            .await
+            .map_err(refused)?;
         self.choose_hook(spec.name.as_str(), Some(spec.hook))
     }
 
@@ -330,7 +397,10 @@ impl Controller {
                 "{name} is no port of any VNI: see `vtep port show`"
             )));
         };
-        self.netlink.set_master(port.ifindex, None).await.map_err(refused)?;
+        self.netlink
+            .set_master(port.ifindex, None)
+            .await
+            .map_err(refused)?;
         self.choose_hook(name.as_str(), None)
     }
 
@@ -342,9 +412,39 @@ impl Controller {
             Some(hook) => self.port_choices.insert(name.to_owned(), hook),
         };
         let configured = self.configured_hook(name);
-        self.model.set_hook(name, rows::hook_choice(hook.unwrap_or(configured)));
+        self.model
+            .set_hook(name, rows::hook_choice(hook.unwrap_or(configured)));
         self.save_port_choices()
             .map_err(|error| ApiError::internal(format!("cannot keep the choice of hook: {error}")))
+    }
+
+    fn configured_hook(&self, name: &str) -> PortHook {
+        let ports = &self.options.config.ports;
+        ports
+            .iter()
+            .find(|(n, _)| n.as_str() == name)
+            .map_or(PortHook::Auto, |(_, port)| port.hook)
+    }
+
+    fn save_port_choices(&self) -> std::io::Result<()> {
+        let path = port_choices_path(&self.options.instance);
+        // Written aside first: a daemon killed here must find the old or the new list.
+        let new = path.with_extension("new");
+        std::fs::write(&new, serde_json::to_vec(&self.port_choices)?)?;
+        std::fs::rename(new, path)
+    }
+
+    pub(super) fn load_port_choices(&mut self) {
+        let path = port_choices_path(&self.options.instance);
+        match std::fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
+            Ok(Ok(choices)) => self.port_choices = choices,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Ok(Err(error)) => tracing::warn!("{}: {error}: ignored", path.display()),
+            Err(error) => tracing::warn!("{}: {error}: ignored", path.display()),
+        }
+        for (name, hook) in &self.port_choices {
+            self.model.set_hook(name, rows::hook_choice(*hook));
+        }
     }
 
     async fn fdb_write(&mut self, spec: &FdbSpec, mode: WriteMode) -> Result<(), ApiError> {
@@ -359,18 +459,29 @@ impl Controller {
         match &spec.location {
             Target::Remote { remote } => {
                 let remote = remote.get();
-                if segment.local.is_some_and(|local| local.is_ipv4() != remote.is_ipv4()) {
+                if segment
+                    .local
+                    .is_some_and(|local| local.is_ipv4() != remote.is_ipv4())
+                {
                     return Err(ApiError::bad_request(format!(
                         "{remote} is of another IP family than VNI {} ({}): a tunnel has one",
                         spec.vni, segment.vxlan_name
                     )));
                 }
                 // The VXLAN device first: the bridge must not send where no remote is known.
-                let tunnel =
-                    FdbEntry { dst: Some(remote), ..entry(FdbTable::Vxlan, segment.vxlan, mac) };
-                self.netlink.fdb_write(&tunnel, FdbWrite::Replace).await.map_err(refused)?;
+                let tunnel = FdbEntry {
+                    dst: Some(remote),
+                    ..entry(FdbTable::Vxlan, segment.vxlan, mac)
+                };
+                self.netlink
+                    .fdb_write(&tunnel, FdbWrite::Replace)
+                    .await
+                    .map_err(refused)?;
                 let bridged = entry(FdbTable::Bridge, segment.vxlan, mac);
-                self.netlink.fdb_write(&bridged, FdbWrite::Replace).await.map_err(refused)?;
+                self.netlink
+                    .fdb_write(&bridged, FdbWrite::Replace)
+                    .await
+                    .map_err(refused)?;
             }
             Target::Local { port } => {
                 let row = self.model.port(port.as_str());
@@ -381,7 +492,10 @@ impl Controller {
                     )));
                 };
                 let bridged = entry(FdbTable::Bridge, row.ifindex, mac);
-                self.netlink.fdb_write(&bridged, FdbWrite::Replace).await.map_err(refused)?;
+                self.netlink
+                    .fdb_write(&bridged, FdbWrite::Replace)
+                    .await
+                    .map_err(refused)?;
                 self.forget_tunnel(segment.vxlan, mac).await?;
             }
         }
@@ -393,7 +507,9 @@ impl Controller {
         let segment = self.segment(vni)?;
         let mac = mac.get();
         if self.fdb_row(vni, mac).is_none() {
-            return Err(ApiError::not_found(format!("there is no {mac} in VNI {vni}")));
+            return Err(ApiError::not_found(format!(
+                "there is no {mac} in VNI {vni}"
+            )));
         }
         if let Some(ifindex) = self.model.bridge_port_of(vni, mac) {
             let bridged = entry(FdbTable::Bridge, ifindex, mac);
@@ -406,7 +522,26 @@ impl Controller {
 
     /// Remove what the VXLAN device knows of a MAC, if anything.
     async fn forget_tunnel(&self, vxlan: IfIndex, mac: MacAddr) -> Result<(), ApiError> {
-        gone(self.netlink.fdb_delete(&entry(FdbTable::Vxlan, vxlan, mac)).await)
+        gone(
+            self.netlink
+                .fdb_delete(&entry(FdbTable::Vxlan, vxlan, mac))
+                .await,
+        )
+    }
+}
+
+fn port_choices_path(instance: &Instance) -> PathBuf {
+    instance
+        .run_dir()
+        .join(format!("{}.ports", instance.name()))
+}
+
+pub fn forget_port_choices(instance: &Instance) {
+    let path = port_choices_path(instance);
+    if let Err(error) = std::fs::remove_file(&path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("{}: {error}", path.display());
     }
 }
 

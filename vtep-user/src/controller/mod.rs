@@ -6,6 +6,7 @@
 mod commands;
 mod rows;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -13,8 +14,10 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use crate::api::Command;
+use crate::api::types::PortHook;
 use crate::daemon::RunOptions;
-use crate::dataplane::{self, Dataplane, DataplaneError};
+use crate::dataplane::{Dataplane, DataplaneError, LogLevel};
+use crate::instance::Instance;
 use crate::kernel::{Event, IfIndex};
 use crate::model::{Model, Settings};
 use crate::netlink::{Events, Netlink, NetlinkError};
@@ -104,6 +107,8 @@ struct Controller {
     /// Requests that wait for the maps.
     pending: Vec<Pending>,
     timers: Timers,
+    /// Hooks chosen by `port add`, by device name.
+    port_choices: BTreeMap<String, PortHook>,
 }
 
 impl Controller {
@@ -115,8 +120,12 @@ impl Controller {
         let events = Events::open()?;
         let netlink = Netlink::open()?;
         let settings = settings(&options);
-        let (dataplane, tables) =
-            Dataplane::open(OBJECT, &options.instance.pin_dir(), settings.capacity)?;
+        let (dataplane, tables) = Dataplane::open(
+            OBJECT,
+            &options.instance.pin_dir(),
+            settings.capacity,
+            LogLevel::Off,
+        )?;
         let mut model = Model::new(settings);
         model.adopt(tables);
         let mut controller = Self {
@@ -129,11 +138,15 @@ impl Controller {
             ready: false,
             pending: Vec::new(),
             timers: Timers::default(),
+            port_choices: BTreeMap::new(),
         };
-        controller.load_ports();
+        controller.load_port_choices();
         controller.dump().await?;
         controller.ready = true;
-        info!("ready: {} updates after the first dump", controller.counts.updates);
+        info!(
+            "ready: {} updates after the first dump",
+            controller.counts.updates
+        );
         Ok(controller)
     }
 
@@ -176,7 +189,10 @@ impl Controller {
     async fn settle(&mut self) -> Result<(), ControllerError> {
         loop {
             for query in self.model.wanted_routes() {
-                let route = self.netlink.route(query.remote, query.link, query.source).await?;
+                let route = self
+                    .netlink
+                    .route(query.remote, query.link, query.source)
+                    .await?;
                 self.model.route(&query, route);
             }
             let updates = self.model.updates(Instant::now());
@@ -226,7 +242,16 @@ impl Controller {
     fn next_deadline(&self) -> Option<Instant> {
         let pending = self.pending.iter().map(|p| p.deadline).min();
         let retry = self.timers.retry.map(|(at, _)| at);
-        [self.timers.confirm, self.timers.epoch, retry, pending].into_iter().flatten().min()
+        [
+            self.timers.confirm,
+            self.timers.epoch,
+            retry,
+            pending,
+            self.model.wake_at(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     async fn on_timer(&mut self) -> Result<(), ControllerError> {
@@ -264,7 +289,8 @@ impl Controller {
     /// Entries that XDP kept busy in the last epoch must not age out of the
     /// kernel; then a new epoch begins.
     async fn refresh_busy(&mut self) -> Result<(), ControllerError> {
-        let entries = self.model.busy(self.dataplane.fdb(), &self.dataplane.ports());
+        let ports = self.dataplane.read_ports()?;
+        let entries = self.model.busy(self.dataplane.fdb(), &ports);
         if !entries.is_empty() {
             let refreshed = self.netlink.fdb_refresh(&entries).await?;
             debug!("{refreshed} of {} busy entries refreshed", entries.len());
@@ -278,13 +304,14 @@ impl Controller {
 fn settings(options: &RunOptions) -> Settings {
     let config = &options.config;
     let names = |list: &Option<Vec<crate::api::values::IfName>>| {
-        list.as_ref().map(|names| names.iter().map(ToString::to_string).collect())
+        list.as_ref()
+            .map(|names| names.iter().map(ToString::to_string).collect())
     };
     let daemon = &config.daemon;
     Settings {
         vxlan: names(&config.vxlan),
         uplinks: names(&config.uplinks),
-        xdp_mode: rows::mode_from_config(config.xdp.mode),
+        xdp_mode: config.xdp.mode.into(),
         hooks: config
             .ports
             .iter()
@@ -311,7 +338,9 @@ fn default_ttl() -> u8 {
         .unwrap_or(64)
 }
 
-/// Detach and unpin everything of an instance that no daemon runs on.
-pub fn unload(options: &crate::instance::Instance) -> Result<(), DataplaneError> {
-    dataplane::unload(&options.pin_dir()).map(|_| ())
+/// Detach and unpin everything of an instance, and forget choices made by hand.
+pub fn unload(instance: &Instance) -> Result<(), DataplaneError> {
+    Dataplane::unload(&instance.pin_dir())?;
+    commands::forget_port_choices(instance);
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vtep_common::layout::{SegmentId, stats_index};
+use vtep_common::layout::SegmentId;
 use vtep_common::{MacAddr, Outcome, Vni};
 
 use crate::api::ApiError;
@@ -47,7 +47,11 @@ impl Controller {
             .map(|row| VniRow {
                 mtu: self.model.link(row.vxlan).map_or(0, |link| link.mtu),
                 remotes: self.model.flood_list(row.vni),
-                ports: ports.iter().filter(|p| p.vni == row.vni).map(|p| p.name.clone()).collect(),
+                ports: ports
+                    .iter()
+                    .filter(|p| p.vni == row.vni)
+                    .map(|p| p.name.clone())
+                    .collect(),
                 segment: segment(row),
             })
             .collect()
@@ -58,11 +62,19 @@ impl Controller {
     }
 
     pub(super) fn fdb_rows(&self, filter: FdbFilter) -> Vec<FdbRow> {
-        self.model.fdb_rows(filter.vni, filter.mac).into_iter().map(fdb).collect()
+        self.model
+            .fdb_rows(filter.vni, filter.mac)
+            .into_iter()
+            .map(fdb)
+            .collect()
     }
 
     pub(super) fn fdb_row(&self, vni: Vni, mac: MacAddr) -> Option<FdbRow> {
-        self.model.fdb_rows(Some(vni), Some(mac)).into_iter().next().map(fdb)
+        self.model
+            .fdb_rows(Some(vni), Some(mac))
+            .into_iter()
+            .next()
+            .map(fdb)
     }
 
     pub(super) fn remote_rows(&self) -> Vec<RemoteRow> {
@@ -75,13 +87,20 @@ impl Controller {
             .stats()
             .map_err(|error| ApiError::internal(format!("cannot read the counters: {error}")))?;
         let at = |segment: SegmentId, outcome: Outcome| {
-            let counter = counters.get(stats_index(segment, outcome) as usize);
-            counter.map_or(Count::default(), |c| Count { frames: c.frames, bytes: c.bytes })
+            let counter = counters
+                .get(segment as usize)
+                .map(|row| row[outcome as usize]);
+            counter.map_or(Count::default(), |c| Count {
+                frames: c.frames,
+                bytes: c.bytes,
+            })
         };
-        let segments = counters.len() / Outcome::SLOTS as usize;
+        let segments = counters.len();
         let mut outcomes: BTreeMap<String, Count> = BTreeMap::new();
         for outcome in Outcome::ALL {
-            let total = (0..segments as SegmentId).map(|s| at(s, *outcome)).fold(Count::default(), add);
+            let total = (0..segments as SegmentId)
+                .map(|s| at(s, *outcome))
+                .fold(Count::default(), add);
             outcomes.insert(outcome.name().to_owned(), total);
         }
         let segments = self
@@ -115,7 +134,10 @@ impl Controller {
 }
 
 fn add(a: Count, b: Count) -> Count {
-    Count { frames: a.frames + b.frames, bytes: a.bytes + b.bytes }
+    Count {
+        frames: a.frames + b.frames,
+        bytes: a.bytes + b.bytes,
+    }
 }
 
 fn uplink(row: model::UplinkRow) -> UplinkStatus {
