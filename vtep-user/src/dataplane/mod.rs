@@ -242,7 +242,11 @@ impl Dataplane {
         let unused = Location::new(Place::Kernel, 0);
         Ok(Tables {
             // A fresh map is all zero; a written one never is (`Config::EMPTY`).
-            config: (config.uplink_macs[0] != 0).then_some(config),
+            config: (config.uplink_macs[0] != 0).then_some(Config {
+                // Ours alone, see `apply_one`.
+                fdb_mask: 0,
+                ..config
+            }),
             remotes: (0..self.remotes.entries())
                 .filter_map(|slot| Some((slot, self.remotes.load(slot)?)))
                 .filter(|(_, remote)| remote.ifindex != 0)
