@@ -2,3 +2,4 @@
 //! router, the real daemon in front of some of them.
 
 mod kernel;
+mod traffic;

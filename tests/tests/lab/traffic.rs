@@ -1,0 +1,104 @@
+//! Known unicast takes the fast path, in both directions, and everything else
+//! still works.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use vtep_tests::daemon::Daemon;
+use vtep_tests::is_root;
+use vtep_tests::lab::Lab;
+use vtep_tests::streams::{Session, Stream};
+
+#[test]
+fn ping_tcp_and_udp_take_the_fast_path_on_both_hosts() {
+    if !is_root("ping_tcp_and_udp_take_the_fast_path_on_both_hosts") {
+        return;
+    }
+    let mut lab = Lab::new().unwrap();
+    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
+    let daemons: Vec<Daemon> = (0..2)
+        .map(|i| Daemon::start(&lab.hosts[i], &[&lab.vms[i].port]).unwrap())
+        .collect();
+    lab.vms[a]
+        .netns
+        .run("ping -c 2 -i 0.2 -W 2 10.0.0.2")
+        .unwrap();
+    for daemon in &daemons {
+        daemon.wait_accelerated(lab.vms[a].mac).unwrap();
+        daemon.wait_accelerated(lab.vms[b].mac).unwrap();
+    }
+    lab.vms[a]
+        .netns
+        .run("ping -c 10 -i 0.01 -W 2 10.0.0.2")
+        .unwrap();
+    let session = Session::start(&lab.vms[a], &lab.vms[b]).unwrap();
+    let stream = Stream::start(&lab.vms[a], &lab.vms[b], 100_000).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let report = stream.finish().unwrap();
+    let session = session.finish().unwrap();
+    assert!(session.round_trips > 50, "{session:?}");
+    assert_eq!(
+        (
+            report.lost_frames,
+            report.duplicated_frames,
+            report.reordered_frames
+        ),
+        (0, 0, 0),
+        "{report:?}"
+    );
+    // Host 1 encapsulated what was sent, host 2 stripped it: nothing of it went through the kernel.
+    let sent = report.sent_frames;
+    assert!(daemons[0].frames("egress-remote").unwrap() >= sent);
+    assert!(daemons[1].frames("ingress-local").unwrap() >= sent);
+    // And the session's answers came the other way.
+    assert!(daemons[1].frames("egress-remote").unwrap() >= session.round_trips);
+    assert!(daemons[0].frames("ingress-local").unwrap() >= session.round_trips);
+}
+
+#[test]
+fn local_ports_of_one_segment_are_switched() {
+    if !is_root("local_ports_of_one_segment_are_switched") {
+        return;
+    }
+    let mut lab = Lab::new().unwrap();
+    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(0).unwrap());
+    let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[a].port, &lab.vms[b].port]).unwrap();
+    lab.vms[a]
+        .netns
+        .run("ping -c 2 -i 0.2 -W 2 10.0.0.2")
+        .unwrap();
+    daemon.wait_accelerated(lab.vms[a].mac).unwrap();
+    daemon.wait_accelerated(lab.vms[b].mac).unwrap();
+    lab.vms[a]
+        .netns
+        .run("ping -c 20 -i 0.01 -W 2 10.0.0.2")
+        .unwrap();
+    assert!(daemon.frames("egress-local").unwrap() >= 40);
+}
+
+#[test]
+fn port_with_offloads_is_left_to_the_kernel_with_a_reason() {
+    if !is_root("port_with_offloads_is_left_to_the_kernel_with_a_reason") {
+        return;
+    }
+    let mut lab = Lab::new().unwrap();
+    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
+    lab.vms[a]
+        .netns
+        .run("ethtool -K eth0 tx on tso on gso on")
+        .unwrap();
+    // Nothing said about the port: it might use offloads.
+    let daemon = Daemon::with_config(&lab.hosts[0], "").unwrap();
+    let status = daemon.json(&["status"]).unwrap();
+    let port = &status["ports"][0];
+    assert_eq!(port["accelerated"], Value::Bool(false));
+    assert_eq!(port["hook"], Value::Null);
+    assert!(
+        port["reason"].as_str().unwrap().contains("offload"),
+        "{port}"
+    );
+    let session = Session::start(&lab.vms[a], &lab.vms[b]).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(session.finish().unwrap().round_trips > 20);
+    assert_eq!(daemon.frames("egress-remote").unwrap(), 0);
+}
