@@ -92,6 +92,8 @@ impl Daemon {
                 "--config",
             ])
             .arg(self.directory.path().join("vtep.toml"))
+            // Every table update, for the log of a failed test.
+            .env("VTEP_LOG", "vtep_user=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -2,4 +2,5 @@
 //! router, the real daemon in front of some of them.
 
 mod kernel;
+mod life;
 mod traffic;

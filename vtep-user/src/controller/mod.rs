@@ -207,8 +207,10 @@ impl Controller {
 
     fn write(&mut self, updates: &[TableUpdate]) {
         self.counts.updates += updates.len() as u64;
+        for update in updates {
+            debug!("{update:?}");
+        }
         let refused = self.dataplane.apply(updates);
-        debug!("{} updates, {} refused", updates.len(), refused.len());
         if refused.is_empty() {
             return;
         }
