@@ -4,6 +4,7 @@
 
 pub mod daemon;
 pub mod frames;
+pub mod generator;
 pub mod lab;
 pub mod netns;
 pub mod streams;

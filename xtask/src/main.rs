@@ -2,6 +2,7 @@
 //! One file per verb; this one only dispatches.
 
 mod build;
+mod demo;
 mod lint;
 mod load;
 mod run;
@@ -31,6 +32,20 @@ enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Two subnets, one segment: traffic, a moving VM, measured and shown
+    Demo,
+    /// Compare with the kernel's bridge and vxlan: frames/s, one core
+    Bench {
+        /// Short rounds: under two minutes
+        #[arg(long)]
+        quick: bool,
+        /// JSON instead of the table
+        #[arg(long)]
+        json: bool,
+        /// Rounds; every contestant runs twice in each
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
     /// Format, clippy (user space and eBPF), file sizes
     Lint,
     /// Run every test; the last line is the sum
@@ -58,6 +73,17 @@ fn main() -> ExitCode {
     let result = match Args::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Build { release } => setup::run().and_then(|()| build::run_all(release)),
+        Verb::Demo => demo::demo(),
+        Verb::Bench {
+            quick,
+            json,
+            rounds,
+        } => {
+            let mut options = vec![format!("--rounds={rounds}")];
+            options.extend(quick.then(|| "--quick".to_owned()));
+            options.extend(json.then(|| "--json".to_owned()));
+            demo::bench(&options)
+        }
         Verb::Lint => setup::run().and_then(|()| lint::run_all()),
         Verb::Test { filter } => test::run(filter.as_deref()),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
