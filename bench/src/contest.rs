@@ -97,7 +97,7 @@ impl Lane {
             let check = host.check();
             let _ = report.send(check);
             while wait_go.recv().is_ok() {
-                let _ = report.send(host.generator.run(&host.frame, time));
+                let _ = report.send(host.measure(time));
             }
         });
         let lane = Self {

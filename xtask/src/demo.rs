@@ -10,27 +10,27 @@ use crate::{build, setup};
 
 pub fn demo() -> Result<()> {
     prepare("vtep-tests")?;
-    run(with_paths(as_root("env")?).arg(workspace().join("target/release/vtep-demo")))
+    run(with_paths(as_root("env")?).arg(workspace().join("target/debug/vtep-demo")))
 }
 
 pub fn bench(options: &[String]) -> Result<()> {
     prepare("vtep-bench")?;
     run(with_paths(as_root("env")?)
-        .arg(workspace().join("target/release/vtep-bench"))
+        .arg(workspace().join("target/debug/vtep-bench"))
         .args(options))
 }
 
 fn prepare(package: &str) -> Result<()> {
     setup::run()?;
-    build::run_all(true)?;
+    build::run_all(false)?;
     run(Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--package", package])
+        .args(["build", "--quiet", "--package", package])
         .current_dir(workspace()))
 }
 
 /// `env`, because sudo keeps no environment.
 fn with_paths(mut env: Command) -> Command {
-    env.arg(format!("VTEP_BIN={}", build::vtep_binary(true).display()));
+    env.arg(format!("VTEP_BIN={}", build::vtep_binary(false).display()));
     env.arg(format!("VTEP_EBPF_DIR={}", build::ebpf_dir().display()));
     env
 }

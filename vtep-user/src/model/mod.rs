@@ -458,7 +458,7 @@ impl Model {
         );
         for (vxlan, segment) in &segments {
             let old = self.segments.get(vxlan);
-            if !old.is_some_and(|old| !old.leads_elsewhere(segment)) {
+            if old.is_none_or(|old| old.leads_elsewhere(segment)) {
                 self.dirty.domains.extend(segment.domain());
             }
         }
