@@ -153,10 +153,12 @@ impl Controller {
     async fn on_events(&mut self, events: Vec<Event>) -> Result<(), ControllerError> {
         let mut lost = false;
         let mut filters = false;
+        let mut targets = false;
         for event in events {
             match event {
                 Event::Overrun => lost = true,
                 Event::FiltersChanged => filters = true,
+                Event::TargetsChanged => targets = true,
                 event => self.model.apply(event),
             }
         }
@@ -168,6 +170,10 @@ impl Controller {
         if filters {
             let filters = self.netlink.filters().await?;
             self.model.set_filters(filters);
+        }
+        if targets {
+            let targets = self.netlink.redirect_targets().await?;
+            self.model.set_redirect_targets(targets);
         }
         self.settle().await
     }

@@ -276,7 +276,7 @@ impl Model {
             Event::RoutesChanged => self.routes.ask_all(),
             // The controller reads the filters for `set_filters`, or dumps and
             // calls `replace`.
-            Event::FiltersChanged => {}
+            Event::FiltersChanged | Event::TargetsChanged => {}
             Event::Overrun => self.overruns += 1,
         }
     }
@@ -312,6 +312,14 @@ impl Model {
     pub fn set_filters(&mut self, filters: Filters) {
         if self.world.filters != filters {
             self.world.filters = filters;
+            self.dirty.structure = true;
+        }
+    }
+
+    /// Take in the redirect targets, after [`Event::TargetsChanged`].
+    pub fn set_redirect_targets(&mut self, targets: Option<BTreeSet<IfIndex>>) {
+        if self.world.redirect_targets != targets {
+            self.world.redirect_targets = targets;
             self.dirty.structure = true;
         }
     }

@@ -101,6 +101,8 @@ pub(super) struct World {
     /// IPv4 neighbours with a usable address.
     pub neighbours: HashMap<(IfIndex, Ipv4Addr), MacAddr>,
     pub filters: Filters,
+    /// Devices that take redirected frames, where the kernel tells.
+    pub redirect_targets: Option<BTreeSet<IfIndex>>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
     pub vxlans: HashMap<IfIndex, HashMap<MacAddr, VxlanEntry>>,
     /// Default destinations of VXLAN devices (the all-zero entries).
@@ -112,6 +114,7 @@ impl World {
         let mut world = Self {
             links: snapshot.links.into_iter().map(|l| (l.ifindex, l)).collect(),
             filters: snapshot.filters,
+            redirect_targets: snapshot.redirect_targets,
             ..Self::default()
         };
         for address in &snapshot.addresses {
@@ -132,6 +135,13 @@ impl World {
             }
         }
         world
+    }
+
+    /// Whether frames redirected to a device arrive, as far as the kernel tells.
+    pub fn takes_redirected(&self, ifindex: IfIndex) -> bool {
+        self.redirect_targets
+            .as_ref()
+            .is_none_or(|targets| targets.contains(&ifindex))
     }
 
     /// Name of a device, for people.
