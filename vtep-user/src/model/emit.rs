@@ -13,7 +13,6 @@ use vtep_common::layout::{
 use super::locations::Owner;
 use super::ports::{self, ETHERNET_BYTES, OVERHEAD_V4_BYTES};
 use super::remotes::{self, RemoteKey, RouteQuery};
-use super::segments::Segment;
 use super::{Model, fdb::FdbChanges};
 use crate::kernel::IfIndex;
 use crate::tables::{Program, TableUpdate, XdpMode};
@@ -297,20 +296,19 @@ impl Model {
         }
     }
 
-    /// Largest frame that every accelerated port of a segment takes, bytes.
-    fn local_max_bytes(&self, segment: &Segment) -> u16 {
-        let ports = self
-            .ports
-            .values()
-            .filter(|port| port.vxlan == segment.vxlan);
-        let accelerated = ports.filter(|port| port.accelerated.is_ok());
-        accelerated
-            .map(|port| frame_bytes(port.mtu))
-            .min()
-            .unwrap_or(0)
+    /// Largest frame that every accelerated port takes, bytes, by VXLAN device.
+    fn local_max_bytes(&self) -> BTreeMap<IfIndex, u16> {
+        let mut largest = BTreeMap::new();
+        for port in self.ports.values().filter(|port| port.accelerated.is_ok()) {
+            let bytes = frame_bytes(port.mtu);
+            let largest = largest.entry(port.vxlan).or_insert(bytes);
+            *largest = bytes.min(*largest);
+        }
+        largest
     }
 
     fn segment_values(&mut self, pass: &mut Pass) {
+        let local_max = self.local_max_bytes();
         let mut wanted: BTreeMap<VniKey, SegmentValue> = BTreeMap::new();
         for segment in self.segments.values() {
             if let Ok(id) = segment.id {
@@ -324,7 +322,7 @@ impl Model {
                         } else {
                             0
                         },
-                        local_max_bytes: self.local_max_bytes(segment),
+                        local_max_bytes: local_max.get(&segment.vxlan).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
                 );
@@ -349,7 +347,7 @@ impl Model {
     fn port_values(&mut self, pass: &mut Pass) {
         let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
         let mut wanted: BTreeMap<IfIndex, Port> = BTreeMap::new();
-        let mut local_max = BTreeMap::new();
+        let local_max = self.local_max_bytes();
         for (&ifindex, port) in self
             .ports
             .iter()
@@ -370,9 +368,7 @@ impl Model {
             let tunnel = underlay.map_or(segment.mtu, |mtu| {
                 segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
             });
-            let local_max_bytes = *local_max
-                .entry(id)
-                .or_insert_with(|| self.local_max_bytes(segment));
+            let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
             wanted.insert(
                 ifindex,
                 Port {

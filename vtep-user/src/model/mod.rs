@@ -39,7 +39,7 @@ use locations::Locations;
 use ports::{PortPlan, Uplink};
 use refusals::Refusals;
 use remotes::{Routes, Slots, Ways};
-use segments::{Ids, Segments, Shortage};
+use segments::{Ids, Segment, Segments, Shortage};
 use world::{Domain, Touched, World};
 
 /// More than a batch ever needs: one, and one for each kind of room it makes.
@@ -122,6 +122,8 @@ struct Dirty {
     domains: BTreeSet<Domain>,
     /// Single forwarding entries.
     entries: Vec<Touched>,
+    /// Marks of the API whose entries may be gone.
+    api: bool,
     /// Devices that went away; another may have come under the same number.
     gone: BTreeSet<IfIndex>,
 }
@@ -229,6 +231,7 @@ impl Model {
         self.dirty.domains.extend(tables.copied());
         self.dirty.domains.extend(self.domains.keys());
         self.dirty.structure = true;
+        self.dirty.api = true;
         self.routes.ask_all();
     }
 
@@ -381,19 +384,29 @@ impl Model {
         if self.api.is_empty() {
             return;
         }
-        let owners: Vec<(Vni, IfIndex)> = self
-            .segments
-            .values()
-            .filter(|segment| segment.domain() == Some(domain))
-            .map(|segment| (segment.vni, segment.vxlan))
-            .collect();
-        for (vni, vxlan) in owners {
-            if self.world.bridge_entry(domain, mac).is_none()
-                && self.world.vxlan_entry(vxlan, mac).is_none()
-            {
-                self.api.remove(&(vni, mac));
-            }
+        let segments = self.segments.values();
+        let of_domain = segments.filter(|segment| segment.domain() == Some(domain));
+        let gone = of_domain.filter(|segment| !self.is_known(segment, mac));
+        let gone: Vec<Vni> = gone.map(|segment| segment.vni).collect();
+        for vni in gone {
+            self.api.remove(&(vni, mac));
         }
+    }
+
+    fn forget_stale_api_marks(&mut self) {
+        let mut marks = std::mem::take(&mut self.api);
+        marks.retain(|(vni, mac)| {
+            let mut segments = self.segments.values().filter(|segment| segment.vni == *vni);
+            segments.any(|segment| self.is_known(segment, *mac))
+        });
+        self.api = marks;
+    }
+
+    /// Whether the kernel has an entry for a MAC, in either table.
+    fn is_known(&self, segment: &Segment, mac: MacAddr) -> bool {
+        let domain = segment.domain();
+        domain.is_some_and(|domain| self.world.bridge_entry(domain, mac).is_some())
+            || self.world.vxlan_entry(segment.vxlan, mac).is_some()
     }
 
     /// The difference between what is wanted and what is written, in an order
@@ -478,6 +491,12 @@ impl Model {
                 self.domains.insert(domain, segment.vxlan);
                 self.by_id.insert(*id, segment.vxlan);
             }
+        }
+        let live = |key: &FdbKey| self.by_id.contains_key(&key.segment());
+        self.waiting.room.retain(live);
+        self.waiting.location.retain(live);
+        if std::mem::take(&mut self.dirty.api) {
+            self.forget_stale_api_marks();
         }
     }
 
