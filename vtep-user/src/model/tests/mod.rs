@@ -5,6 +5,7 @@ mod adoption;
 mod cases;
 mod devices;
 mod limits;
+mod oracle;
 mod random;
 mod remotes;
 

@@ -3,14 +3,15 @@
 
 use proptest::prelude::*;
 
+use super::oracle::{Meaning, meanings};
 use super::*;
 use crate::kernel::Filters;
 use crate::tables::{Capacity, Program};
 
-const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
-const BRIDGES: [IfIndex; 2] = [BR0, BR1];
-const VXLANS: [IfIndex; 2] = [VX0, VX1];
-const REMOTES: [Ipv4Addr; 3] = [REMOTE1, REMOTE2, REMOTE3];
+pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
+pub const BRIDGES: [IfIndex; 2] = [BR0, BR1];
+pub const VXLANS: [IfIndex; 2] = [VX0, VX1];
+pub const REMOTES: [Ipv4Addr; 3] = [REMOTE1, REMOTE2, REMOTE3];
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -120,13 +121,13 @@ fn history() -> impl Strategy<Value = Vec<(Vec<Op>, End)>> {
 
 /// The kernel, as plainly as can be.
 #[derive(Debug, Clone)]
-struct Kernel {
-    links: BTreeMap<IfIndex, Link>,
-    bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
-    tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
-    hops: BTreeMap<IfIndex, u8>,
-    routes: BTreeMap<Ipv4Addr, Option<IfIndex>>,
-    filtered: bool,
+pub struct Kernel {
+    pub links: BTreeMap<IfIndex, Link>,
+    pub bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
+    pub tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
+    pub hops: BTreeMap<IfIndex, u8>,
+    pub routes: BTreeMap<Ipv4Addr, Option<IfIndex>>,
+    pub filtered: bool,
 }
 
 fn eth(n: usize) -> IfIndex {
@@ -326,139 +327,6 @@ impl Kernel {
             other => panic!("{other:?}"),
         })
     }
-
-    // The oracle: what has to be in the maps, from the rules alone.
-
-    fn segment_works(&self, n: usize) -> bool {
-        !self.filtered && self.links[&BRIDGES[n]].up && self.links[&VXLANS[n]].up
-    }
-
-    fn port_works(&self, ifindex: IfIndex, n: usize) -> bool {
-        let link = &self.links[&ifindex];
-        let plain = matches!(
-            link.kind,
-            LinkKind::Tun(Tun {
-                vnet_hdr: false,
-                ..
-            })
-        );
-        let open = link.bridge_port.is_some_and(|port| !port.isolated);
-        self.segment_works(n) && link.up && plain && open && link.master == Some(BRIDGES[n])
-    }
-
-    fn segment_of_port(&self, ifindex: IfIndex) -> Option<usize> {
-        (0..2).find(|n| self.port_works(ifindex, *n))
-    }
-
-    /// (device, source MAC, next hop MAC, TTL, remote).
-    fn way(&self, n: usize, remote: Ipv4Addr) -> Option<Meaning> {
-        let device = self.routes[&remote]?;
-        let hop = *self.hops.get(&device)?;
-        let link = &self.links[&device];
-        let LinkKind::Vxlan(vxlan) = &self.links[&VXLANS[n]].kind else {
-            panic!()
-        };
-        let ttl = if vxlan.ttl == 0 { 64 } else { vxlan.ttl };
-        link.up.then(|| Meaning::Remote {
-            device,
-            source: link.mac.unwrap(),
-            next_hop: neighbour(device, GATEWAY, hop).mac.unwrap(),
-            ttl,
-            remote,
-        })
-    }
-
-    fn meaning(&self, n: usize, mac: MacAddr) -> Option<Meaning> {
-        let entry = self.bridged.get(&(BRIDGES[n], mac))?;
-        if entry.state & bits::NUD_PERMANENT != 0 {
-            return None;
-        }
-        let place = if entry.ifindex != VXLANS[n] {
-            self.port_works(entry.ifindex, n)
-                .then_some(Meaning::Port(entry.ifindex))
-        } else {
-            match self
-                .tunnelled
-                .get(&(VXLANS[n], mac))
-                .and_then(|tunnel| tunnel.dst)
-            {
-                Some(IpAddr::V4(remote)) => self.way(n, remote),
-                _ => None,
-            }
-        };
-        Some(place.unwrap_or(Meaning::Kernel))
-    }
-
-    fn fdb(&self) -> BTreeMap<(u32, MacAddr), Meaning> {
-        let segments = (0..2).filter(|n| self.segment_works(*n));
-        segments
-            .flat_map(|n| (0..8).map(move |m| (n, mac(m))))
-            .filter_map(|(n, mac)| Some(((100 + 100 * n as u32, mac), self.meaning(n, mac)?)))
-            .collect()
-    }
-
-    fn uplinks(&self) -> BTreeSet<IfIndex> {
-        if !(0..2).any(|n| self.segment_works(n)) {
-            return BTreeSet::new();
-        }
-        let mut uplinks = BTreeSet::from([ETH0]);
-        for n in (0..2).filter(|n| self.segment_works(*n)) {
-            for entry in self.bridged.values() {
-                let here = entry.bridge == Some(BRIDGES[n]) && entry.ifindex == VXLANS[n];
-                let tunnel = self.tunnelled.get(&(VXLANS[n], entry.mac));
-                let fixed = entry.state & bits::NUD_PERMANENT != 0;
-                if let (true, false, Some(tunnel)) = (here, fixed, tunnel)
-                    && let Some(IpAddr::V4(remote)) = tunnel.dst
-                {
-                    uplinks.extend(self.routes[&remote]);
-                }
-            }
-        }
-        uplinks
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Meaning {
-    Kernel,
-    Port(IfIndex),
-    Remote {
-        device: IfIndex,
-        source: MacAddr,
-        next_hop: MacAddr,
-        ttl: u8,
-        remote: Ipv4Addr,
-    },
-}
-
-/// What the programs would read from the maps.
-fn meanings(tables: &Tables) -> BTreeMap<(u32, MacAddr), Meaning> {
-    let vnis: HashMap<SegmentId, u32> = tables
-        .segments
-        .iter()
-        .map(|(key, segment)| (segment.id, key.vni()))
-        .collect();
-    let read = |index: u32| {
-        let location = tables.locations.get(&index).copied().unwrap_or(Location(0));
-        match location.place() {
-            Place::Kernel => Meaning::Kernel,
-            Place::Port(ifindex) => Meaning::Port(ifindex),
-            Place::Remote(slot) => {
-                let remote = &tables.remotes[&slot];
-                let mac = |at: usize| MacAddr(remote.header[at..at + 6].try_into().unwrap());
-                Meaning::Remote {
-                    device: remote.ifindex,
-                    source: mac(6),
-                    next_hop: mac(0),
-                    ttl: remote.header[22],
-                    remote: remote.destination_v4().into(),
-                }
-            }
-        }
-    };
-    let fdb = tables.fdb.iter();
-    fdb.map(|(key, value)| ((vnis[&key.segment()], key.mac()), read(value.location())))
-        .collect()
 }
 
 fn compare(kernel: &Kernel, sim: &Sim) {
