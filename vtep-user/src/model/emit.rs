@@ -28,6 +28,7 @@ struct Pass {
     segments: Vec<TableUpdate>,
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
+    locations_late: Vec<TableUpdate>,
     ports_gone: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
@@ -50,6 +51,7 @@ impl Pass {
             self.fdb.withdrawals,
             self.fdb.writes,
             self.fdb.deletes,
+            self.locations_late,
             self.ports_gone,
             self.segments_gone,
             self.locations_gone,
@@ -62,8 +64,8 @@ impl Pass {
 }
 
 impl Model {
-    /// Append what has to be written. True if another pass would find more.
-    pub(super) fn pass(&mut self, now: Instant, updates: &mut Vec<TableUpdate>) -> bool {
+    /// What has to be written now.
+    pub(super) fn pass(&mut self, now: Instant) -> Vec<TableUpdate> {
         let mut pass = Pass {
             fdb: self.decide_fdb(now),
             ..Pass::default()
@@ -76,15 +78,15 @@ impl Model {
         }
         self.dirty.values = false;
         self.config(&mut pass);
-        let again = self.clean_up(now, &mut pass);
+        self.clean_up(now, &mut pass);
         let repeated = self.repeated_removals();
-        updates.extend(pass.into_order().chain(repeated));
-        again
+        pass.into_order().chain(repeated).collect()
     }
 
     /// Make every location say what it has to.
     fn place(&mut self, now: Instant, pass: &mut Pass) {
-        let fresh = self.locations.take_fresh();
+        let mut fresh = self.locations.take_fresh();
+        fresh.sort_unstable();
         let unknown = fresh
             .iter()
             .any(|index| match self.locations.owner(*index) {
@@ -95,7 +97,7 @@ impl Model {
             });
         self.dirty.places |= unknown || (self.slots.short && self.slots.has_free(now));
         self.dirty.places |= self.leaving_changes_uplinks();
-        let mut indexes = fresh;
+        let mut indexes = fresh.clone();
         if self.dirty.places {
             self.dirty.places = false;
             self.dirty.values = true;
@@ -103,8 +105,8 @@ impl Model {
             self.plan_uplinks();
             self.hops.clear();
             indexes = self.locations.owned().map(|(index, _)| index).collect();
+            indexes.sort_unstable();
         }
-        indexes.sort_unstable();
         for index in indexes {
             let Some(owner) = self.locations.owner(index) else {
                 continue;
@@ -118,7 +120,13 @@ impl Model {
             };
             let before = self.locations.value(index).place();
             if let Some(store) = self.locations.store(index, place) {
-                pass.locations.push(store);
+                // Entries that leave it in this pass were the kernel's until now:
+                // they must not be sent to their former place once more.
+                if before == Place::Kernel && fresh.binary_search(&index).is_err() {
+                    pass.locations_late.push(store);
+                } else {
+                    pass.locations.push(store);
+                }
                 if let Place::Remote(slot) = before {
                     self.slots.release(slot, now);
                 }
@@ -437,9 +445,9 @@ impl Model {
         }
     }
 
-    /// Give back what nothing names any more. True if that made room for
-    /// something that waits.
-    fn clean_up(&mut self, now: Instant, pass: &mut Pass) -> bool {
+    /// Give back what nothing names any more, and note what there is room for
+    /// now.
+    fn clean_up(&mut self, now: Instant, pass: &mut Pass) {
         let mut remote_left = false;
         for (index, owner) in self.locations.free_idle(now) {
             if let Place::Remote(slot) = self.locations.value(index).place() {
@@ -470,11 +478,9 @@ impl Model {
         let segments = self.shortage.segments > 0 && self.ids.taken.len() < before;
         let ports = self.shortage.ports > 0 && !pass.ports_gone.is_empty();
         self.dirty.structure |= segments || ports;
-        let fdb = !pass.fdb.deletes.is_empty();
-        if fdb {
+        if !pass.fdb.deletes.is_empty() {
             self.waiting.refused = false;
         }
-        segments || ports || (fdb && !self.waiting.room.is_empty())
     }
 }
 

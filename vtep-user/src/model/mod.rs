@@ -42,9 +42,6 @@ use remotes::{Routes, Slots, Ways};
 use segments::{Ids, Segment, Segments, Shortage};
 use world::{Domain, Touched, World};
 
-/// More than a batch ever needs: one, and one for each kind of room it makes.
-const PASSES: usize = 6;
-
 /// Why something is left to the kernel, for people: a sentence without its
 /// subject ("not in a bridge").
 pub type Reason = Cow<'static, str>;
@@ -295,7 +292,6 @@ impl Model {
             return;
         }
         self.refusals.forget(old);
-        self.refusals.forget(&link);
         // The kernel drops IPv4 routes of a device that goes down without a
         // notification (fib_frontend.c, fib_disable_ip).
         if (old.up, old.mtu) != (link.up, link.mtu) {
@@ -412,23 +408,15 @@ impl Model {
     /// The difference between what is wanted and what is written, in an order
     /// in which no entry ever names something that is not there. From here on
     /// it counts as written; what the kernel refuses comes back through
-    /// [`Model::refused`]. Call it after a whole batch of events: states within
-    /// a batch are never written.
+    /// [`Model::refused`]. Call it after a whole batch of events, as states
+    /// within a batch are never written, and until it returns nothing: one list
+    /// may make the room for what comes in the next.
     pub fn updates(&mut self, now: Instant) -> Vec<TableUpdate> {
-        let mut updates = Vec::new();
-        // A second pass uses the room that the first one made.
-        for _ in 0..PASSES {
-            self.settle();
-            if self.adopting {
-                self.recognise();
-                self.adopting = false;
-            }
-            let again = self.pass(now, &mut updates);
-            if !again {
-                break;
-            }
+        self.settle();
+        if std::mem::take(&mut self.adopting) {
+            self.recognise();
         }
-        updates
+        self.pass(now)
     }
 
     /// When [`Model::updates`] has to be called although nothing happens:

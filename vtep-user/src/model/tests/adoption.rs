@@ -4,13 +4,9 @@
 use super::*;
 use crate::model::RowOwner;
 
-/// Another controller on the same maps and the same kernel.
+/// Another controller on the same maps and the same kernel; what it writes.
 fn restart(sim: &mut Sim, host: Snapshot) -> Vec<TableUpdate> {
-    sim.model = Model::new(Settings::default());
-    sim.model.adopt(sim.tables.clone());
-    sim.model.replace(host);
-    // As long as a restart takes.
-    sim.now += QUARANTINE;
+    sim.restart(Settings::default(), host);
     sim.run()
 }
 
@@ -96,33 +92,52 @@ fn restart_writes_what_changed_while_nobody_looked() {
     assert_eq!(updates.iter().filter(hooks).count(), 0);
 }
 
+/// Nine MACs at one location; while nobody looks, all but the last go to
+/// another remote. Returns that location before, and what the restart wrote.
+fn parted(sim: &mut Sim) -> (u32, Vec<TableUpdate>) {
+    let macs: Vec<MacAddr> = (1..=9).map(mac).collect();
+    for mac in &macs {
+        sim.apply(behind_remote(BR0, VX0, *mac, REMOTE1));
+    }
+    let shared = sim.tables.fdb[&FdbKey::new(sim.id(100), mac(9))].location();
+    let mut host = small_host();
+    for mac in macs {
+        let remote = if mac == self::mac(9) {
+            REMOTE1
+        } else {
+            REMOTE2
+        };
+        host.fdb
+            .extend([bridged(BR0, VX0, mac), tunnelled(VX0, mac, remote)]);
+    }
+    let updates = restart(sim, host);
+    assert!((1..9).all(|n| sim.remote(100, mac(n)) == Some(REMOTE2)));
+    (shared, updates)
+}
+
+fn stores_to(updates: &[TableUpdate], location: u32) -> usize {
+    let store =
+        |u: &&TableUpdate| matches!(u, TableUpdate::Location { index, .. } if *index == location);
+    updates.iter().filter(store).count()
+}
+
 #[test]
-fn location_whose_entries_parted_is_not_moved_under_them() {
+fn location_is_recognised_by_the_remote_it_leads_to() {
+    let mut sim = Sim::started(small_host());
+    let (shared, updates) = parted(&mut sim);
+    assert_eq!(sim.remote(100, mac(9)), Some(REMOTE1));
+    // The one that stayed is not touched, although the others are more.
+    assert_eq!(stores_to(&updates, shared), 0, "{updates:?}");
+}
+
+#[test]
+fn location_that_says_kernel_goes_to_nobody_when_its_entries_part() {
     let mut sim = Sim::started(small_host());
     sim.routes.insert(REMOTE1, None);
-    for n in 1..=3 {
-        sim.apply(behind_remote(BR0, VX0, mac(n), REMOTE1));
-    }
-    // All at one unresolved remote; while nobody looks, one goes elsewhere.
-    let mut host = small_host();
-    for (n, remote) in [(1, REMOTE2), (2, REMOTE1), (3, REMOTE1)] {
-        host.fdb
-            .extend([bridged(BR0, VX0, mac(n)), tunnelled(VX0, mac(n), remote)]);
-    }
-    let updates = restart(&mut sim, host);
-    assert_eq!(sim.remote(100, mac(1)), Some(REMOTE2));
-    assert_eq!(sim.place(100, mac(2)), Some(Place::Kernel));
-    // At no step was the location they shared made to say REMOTE2.
-    let shared: BTreeSet<u32> = updates
-        .iter()
-        .filter_map(|update| match update {
-            TableUpdate::Location { index, .. } => Some(*index),
-            _ => None,
-        })
-        .collect();
-    let id = sim.id(100);
-    assert!(shared.contains(&sim.tables.fdb[&FdbKey::new(id, mac(1))].location()));
-    assert_eq!(shared.len(), 1);
+    let (shared, updates) = parted(&mut sim);
+    assert_eq!(sim.place(100, mac(9)), Some(Place::Kernel));
+    // At no step did it say REMOTE2, under the one that stayed.
+    assert_eq!(stores_to(&updates, shared), 0, "{updates:?}");
 }
 
 #[test]

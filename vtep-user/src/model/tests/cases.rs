@@ -303,6 +303,29 @@ fn entries_of_an_unaccelerated_port_are_left_to_the_kernel() {
     assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40)));
 }
 
+/// The bridge has sent to the new port already: not back to the old one.
+#[test]
+fn entry_that_leaves_a_port_as_it_is_accelerated_never_speeds_to_it() {
+    let with_offloads = |vnet_hdr| {
+        let mut link = tap(TAP0, "tap0", BR0);
+        link.kind = LinkKind::Tun(Tun {
+            tap: true,
+            vnet_hdr,
+        });
+        Event::Link(link)
+    };
+    let mut sim = Sim::started(small_host());
+    sim.apply([1, 2].map(|n| Event::Fdb(bridged(BR0, TAP0, mac(n)))));
+    sim.apply([with_offloads(true)]);
+    let updates = sim.apply([with_offloads(false), Event::Fdb(bridged(BR0, TAP1, mac(1)))]);
+    let at = |wanted: fn(&TableUpdate) -> bool| updates.iter().position(wanted).unwrap();
+    let speaks = at(
+        |u| matches!(u, TableUpdate::Location { value, .. } if value.kind() == Location::KIND_PORT && value.index() == TAP0),
+    );
+    assert!(at(|u| matches!(u, TableUpdate::Fdb { .. })) < speaks);
+    assert_eq!(sim.place(100, mac(2)), Some(Place::Port(TAP0)));
+}
+
 #[test]
 fn rows_tell_owner_place_and_reason() {
     let mut sim = Sim::started(small_host());

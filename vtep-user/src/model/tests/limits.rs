@@ -169,7 +169,7 @@ fn more_udp_ports_than_the_programs_compare_are_left_to_the_kernel() {
 }
 
 #[test]
-fn ten_thousand_entries_are_cheap() {
+fn ten_thousand_entries_are_written_once_and_move_one_by_one() {
     let wide = |n: u32| {
         MacAddr([
             2,

@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
 use vtep_common::{MacAddr, Vni};
 
+use oracle::{Meaning, meanings};
+
 use super::locations::QUARANTINE;
 use super::{Model, Settings};
 use crate::kernel::{
@@ -272,6 +274,15 @@ impl Sim {
         self.run()
     }
 
+    /// Another controller takes over the same maps.
+    pub fn restart(&mut self, settings: Settings, host: Snapshot) {
+        self.model = Model::new(settings);
+        self.model.adopt(self.tables.clone());
+        self.model.replace(host);
+        // As long as a restart takes.
+        self.now += QUARANTINE;
+    }
+
     /// What the controller does after a batch of events.
     pub fn run(&mut self) -> Vec<TableUpdate> {
         let mut all = Vec::new();
@@ -299,6 +310,7 @@ impl Sim {
         let mut refused = Vec::new();
         let mut deleted = BTreeSet::new();
         self.lists += 1;
+        let mut states = vec![meanings(&self.tables)];
         for update in updates {
             match update {
                 TableUpdate::Attach { ifindex, .. } if self.refusing.contains(ifindex) => {
@@ -323,6 +335,19 @@ impl Sim {
             }
             self.write_one(update);
             self.check(update);
+            states.push(meanings(&self.tables));
+        }
+        // Nobody is sent to a wrong place on the way.
+        let (before, after) = (states.first().unwrap(), states.last().unwrap());
+        for state in &states {
+            for (key, meaning) in state {
+                let right = after.get(key) == Some(meaning)
+                    || before
+                        .get(key)
+                        .is_some_and(|before| before.is_same_place(meaning));
+                let kernel = *meaning == Meaning::Kernel;
+                assert!(right || kernel, "{key:?} {meaning:?} in {updates:?}");
+            }
         }
         refused
     }

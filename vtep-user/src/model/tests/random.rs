@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::oracle::{Meaning, meanings};
+use super::oracle::{Meaning, meanings_by_vni};
 use super::*;
 use crate::kernel::Filters;
 use crate::tables::{Capacity, Program};
@@ -111,11 +111,14 @@ fn op() -> impl Strategy<Value = Op> {
 enum End {
     Run,
     Wait,
+    /// The controller starts over, on the state it knows.
     Restart,
+    /// The batch happens while no controller runs.
+    Away,
 }
 
 fn history() -> impl Strategy<Value = Vec<(Vec<Op>, End)>> {
-    let end = prop_oneof![6 => Just(End::Run), 2 => Just(End::Wait), 1 => Just(End::Restart)];
+    let end = prop_oneof![6 => Just(End::Run), 2 => Just(End::Wait), 1 => Just(End::Restart), 1 => Just(End::Away)];
     prop::collection::vec((prop::collection::vec(op(), 1..6), end), 1..25)
 }
 
@@ -331,7 +334,7 @@ impl Kernel {
 
 fn compare(kernel: &Kernel, sim: &Sim) {
     let tables = &sim.tables;
-    assert_eq!(meanings(tables), kernel.fdb());
+    assert_eq!(meanings_by_vni(tables), kernel.fdb());
     let ports = PORTS
         .iter()
         .filter_map(|p| Some((*p, kernel.segment_of_port(*p)?)));
@@ -401,11 +404,13 @@ fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel
             End::Wait => _ = sim.wait(QUARANTINE),
             End::Restart => {
                 sim.run();
-                sim.now += QUARANTINE;
-                sim.model = Model::new(settings.clone());
-                sim.model.adopt(sim.tables.clone());
-                sim.model.replace(kernel.snapshot());
+                sim.restart(settings.clone(), kernel.snapshot());
                 assert_eq!(sim.run(), [], "a restart writes nothing");
+            }
+            // What the model has heard dies with it.
+            End::Away => {
+                sim.restart(settings.clone(), kernel.snapshot());
+                sim.run();
             }
         }
         check(&kernel, &sim);
@@ -463,7 +468,7 @@ fn play_small(settings: Settings, history: Vec<(Vec<Op>, End)>) {
                 .all(|index| *index < capacity.locations)
         );
         assert!(tables.remotes.keys().all(|slot| *slot < capacity.remotes));
-        let (wanted, got) = (kernel.fdb(), meanings(tables));
+        let (wanted, got) = (kernel.fdb(), meanings_by_vni(tables));
         for (key, meaning) in &got {
             assert!(
                 *meaning == Meaning::Kernel || wanted[key] == *meaning,
