@@ -232,6 +232,18 @@ fn f1_late_withdraw_of_an_older_place_removes_nothing() {
 }
 
 #[test]
+fn local_entry_that_the_bridge_took_over_goes_under_its_new_name() {
+    let local = |entry: FdbEntry| FdbEntry {
+        state: bits::NUD_PERMANENT,
+        ..entry
+    };
+    let mut sim = Sim::started(small_host());
+    sim.apply([Event::Fdb(local(bridged(BR0, TAP0, mac(1))))]);
+    sim.apply([Event::FdbGone(local(bridged(BR0, BR0, mac(1))))]);
+    assert_eq!(sim.model.bridge_port_of(vni(100), mac(1)), None);
+}
+
+#[test]
 fn f2_a_thousand_moves_leak_nothing() {
     let mut sim = Sim::started(small_host());
     for round in 0..1000 {

@@ -338,6 +338,34 @@ fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
 }
 
 #[test]
+fn devices_that_lose_redirected_frames_are_left_alone() {
+    let mut host = small_host();
+    host.links
+        .push(member(link(40, "veth0", LinkKind::Veth), BR0));
+    let settings = Settings {
+        hooks: [("veth0".to_owned(), HookChoice::Xdp)].into(),
+        ..Settings::default()
+    };
+    let mut sim = Sim::with(settings, host);
+    sim.apply([Event::Fdb(bridged(BR0, 40, mac(1)))]);
+    sim.apply(behind_remote(BR0, VX0, mac(2), REMOTE1));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40)));
+    sim.model.set_redirect_targets(Some([TAP0].into()));
+    sim.run();
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
+    assert_eq!(sim.place(100, mac(2)), Some(Place::Kernel));
+    assert!(sim.reason(100, mac(1)).contains("the veth does not poll"));
+    assert!(
+        sim.reason(100, mac(2))
+            .contains("does not take redirected frames")
+    );
+    sim.model.set_redirect_targets(Some([ETH0, 40].into()));
+    sim.run();
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40)));
+    assert_eq!(sim.remote(100, mac(2)), Some(REMOTE1));
+}
+
+#[test]
 fn uplinks_are_those_that_remotes_are_reached_by() {
     let mut host = small_host();
     host.links.push(link(ETH1, "eth1", LinkKind::Plain));

@@ -171,6 +171,7 @@ impl Kernel {
                 .collect(),
             neighbours: hops.collect(),
             filters: self.filters(),
+            redirect_targets: None,
         }
     }
 
