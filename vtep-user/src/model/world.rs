@@ -279,7 +279,12 @@ impl World {
                 let domain = self.domain_of(entry)?;
                 let table = self.bridges.get_mut(&domain)?;
                 match table.entry(entry.mac) {
-                    Slot::Occupied(old) if old.get().port == entry.ifindex => old.remove(),
+                    // Local entries go by any name: see `Event::FdbGone`.
+                    Slot::Occupied(old)
+                        if old.get().port == entry.ifindex || old.get().is_local(domain) =>
+                    {
+                        old.remove()
+                    }
                     _ => return None,
                 };
                 if table.is_empty() {
