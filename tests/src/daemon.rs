@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::lab::Host;
 use crate::netns::execute;
-use crate::wait_until;
+use crate::{complain, wait_until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -185,10 +185,14 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("log of the daemon {}:\n{}", self.instance, self.log());
+            complain(&format!(
+                "log of the daemon {}:\n{}",
+                self.instance,
+                self.log()
+            ));
         }
         if let Err(error) = self.kill9().and_then(|()| self.cli(&["unload"]).map(drop)) {
-            eprintln!("{}: {error:#}", self.instance);
+            complain(&format!("{}: {error:#}", self.instance));
         }
     }
 }

@@ -44,3 +44,9 @@ pub fn wait_until(
         std::thread::sleep(Duration::from_millis(2));
     }
 }
+
+/// To stderr from a destructor: a closed pipe must not stop the cleaning up.
+pub fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

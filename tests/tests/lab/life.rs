@@ -167,7 +167,8 @@ fn r37_replace_under_load_loses_nothing() {
     let moves = daemon.fdb(mac).unwrap().unwrap()["generation"]
         .as_u64()
         .unwrap();
-    assert!(moves >= 300, "{moves} moves reached the maps");
+    // Two replacements within one batch of events are none.
+    assert!(moves >= 100, "{moves} moves reached the maps");
     assert_eq!(
         (report.lost_frames, report.duplicated_frames),
         (0, 0),
