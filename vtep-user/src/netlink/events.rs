@@ -8,7 +8,7 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::codec::{Message, messages};
 use super::decode::{Notice, notice};
-use super::error::{Failure, NetlinkError};
+use super::error::{Failure, NetlinkError, device};
 use super::link::link;
 use super::request::link_by_index;
 use super::socket::{Channel, KernelSocket};
@@ -167,7 +167,7 @@ impl Events {
             match asked {
                 // Gone, or moved to another namespace: RTM_DELLINK says so.
                 Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
-                Err(failure) => return Err(failure.during("read", format!("link {ifindex}"))),
+                Err(failure) => return Err(failure.during("read", device(ifindex))),
                 Ok(_) => self.ready.extend(found.map(Event::Link)),
             }
             self.partial.pop();
