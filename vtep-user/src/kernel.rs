@@ -28,6 +28,9 @@ pub enum Event {
     RoutesChanged,
     /// An nftables table, chain or rule changed: `Filters` has to be read again.
     FiltersChanged,
+    /// A tc qdisc or filter of a device changed: somebody else may have to see its
+    /// frames now.
+    TcChanged(IfIndex),
     /// Notifications were lost (ENOBUFS): only a full dump helps.
     Overrun,
 }

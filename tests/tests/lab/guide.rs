@@ -18,7 +18,10 @@ fn block(language: &str) -> String {
     let parts = PAGE.split(&fence).skip(1);
     let bodies = parts.map(|part| part.split("```").next().unwrap_or(""));
     let lines = bodies.flat_map(|body| body.lines().map(str::trim_start));
-    lines.filter(|l| !l.is_empty()).map(|l| format!("{l}\n")).collect()
+    lines
+        .filter(|l| !l.is_empty())
+        .map(|l| format!("{l}\n"))
+        .collect()
 }
 
 #[test]
@@ -72,7 +75,10 @@ fn steps_of_the_guide_make_an_accelerated_segment() {
     // `vni del` and `unload` left nothing but the VM's card and the uplink.
     for (i, host) in lab.hosts.iter().enumerate() {
         let links = host.netns.run("ip -br link").unwrap();
-        assert!(!links.contains("br100") && !links.contains("vxlan"), "{links}");
+        assert!(
+            !links.contains("br100") && !links.contains("vxlan"),
+            "{links}"
+        );
         assert!(links.contains(&format!("port{}", i + 1)), "{links}");
         let links = host.netns.run("ip -d link").unwrap();
         assert!(!links.contains("xdp"), "{links}");
@@ -92,7 +98,10 @@ fn prove(lab: &Lab, daemons: &[Daemon], a: usize, b: usize) {
         .iter()
         .flat_map(|d| ["egress-remote", "ingress-local"].map(|o| d.frames(o).unwrap()));
     for (before, after) in before.into_iter().zip(after) {
-        assert!(after - before >= report.round_trips, "{before} {after} {report:?}");
+        assert!(
+            after - before >= report.round_trips,
+            "{before} {after} {report:?}"
+        );
     }
 }
 
@@ -111,10 +120,14 @@ fn script_of_the_guide_runs_on_one_machine() {
     );
     // Whatever goes wrong, nothing of it stays.
     let script = format!(
-        "trap 'for i in 1 2; do vtep --instance {prefix}-host$i unload; \
+        "trap 'set +e; for i in 1 2; do vtep --instance {prefix}-host$i unload; \
          ip netns del {prefix}-host$i; ip netns del {prefix}-vm$i; done 2>/dev/null' EXIT\n{script}"
     );
-    let output = execute(Command::new("timeout").args(["60", "sh", "-c", &script]).env("PATH", path));
+    let output = execute(
+        Command::new("timeout")
+            .args(["60", "sh", "-c", &script])
+            .env("PATH", path),
+    );
     let output = String::from_utf8_lossy(&output.unwrap().stdout).into_owned();
     println!("{output}");
     for part in ["5 received", "ready", "egress-remote", "ingress-local"] {

@@ -101,6 +101,8 @@ pub(super) struct World {
     /// IPv4 neighbours with a usable address.
     pub neighbours: HashMap<(IfIndex, Ipv4Addr), MacAddr>,
     pub filters: Filters,
+    /// tc programs and filters of somebody else, in words, by device.
+    pub tc: BTreeMap<IfIndex, String>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
     pub vxlans: HashMap<IfIndex, HashMap<MacAddr, VxlanEntry>>,
     /// Default destinations of VXLAN devices (the all-zero entries).
@@ -312,6 +314,7 @@ impl World {
         self.bridges.retain(|domain, _| domain.bridge != ifindex);
         self.vxlans.remove(&ifindex);
         self.floods.remove(&ifindex);
+        self.tc.remove(&ifindex);
         let link = self.links.remove(&ifindex)?;
         if let Some(bridge) = link.master {
             for (domain, table) in &mut self.bridges {

@@ -21,8 +21,9 @@ const BATCH_EVENTS: usize = 4096;
 /// Datagrams thrown away after a loss before other tasks get their turn.
 const DISCARD_DATAGRAMS: usize = 1024;
 
-const ROUTE_GROUPS: [u32; 9] = [
+const ROUTE_GROUPS: [u32; 10] = [
     libc::RTNLGRP_LINK,
+    libc::RTNLGRP_TC,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,

@@ -115,8 +115,7 @@ impl Netlink {
         let builder = LinkUnspec::new_with_index(ifindex);
         let message = if up { builder.up() } else { builder.down() }.build();
         let operation = if up { "set up" } else { "set down" };
-        self.set(message, operation, device(ifindex))
-            .await
+        self.set(message, operation, device(ifindex)).await
     }
 
     /// Bytes behind the Ethernet header.
@@ -133,8 +132,7 @@ impl Netlink {
     /// Attaches a note to a link (IFLA_IFALIAS), at most 255 bytes.
     pub async fn set_alias(&self, ifindex: IfIndex, alias: &str) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(ifindex).alias(alias).build();
-        self.set(message, "set the alias of", device(ifindex))
-            .await
+        self.set(message, "set the alias of", device(ifindex)).await
     }
 
     /// The note attached to a link; `None` without one or without such a link.
