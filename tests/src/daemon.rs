@@ -33,6 +33,20 @@ pub fn binary() -> PathBuf {
     )
 }
 
+/// Run a command that must fail with one line on stderr and nothing on stdout.
+pub fn refusal(command: &mut Command) -> Result<(i32, String)> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let (out, line) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    let code = output.status.code().context("killed")?;
+    if code == 0 || !out.is_empty() || line.lines().count() != 1 || !line.starts_with("vtep: ") {
+        bail!("{command:?}: exit {code}, stdout:\n{out}\nstderr:\n{line}");
+    }
+    Ok((code, line.trim_end().to_owned()))
+}
+
 impl Daemon {
     /// Start on `host` with all of `ports` on the XDP hook, and wait until it is
     /// ready.
@@ -124,6 +138,13 @@ impl Daemon {
         let mut command = Command::new(&self.vtep);
         command.args(["--instance", &self.instance]).args(words);
         Ok(String::from_utf8_lossy(&execute(&mut command)?.stdout).into_owned())
+    }
+
+    /// A command that must fail: exit status and the one line it says.
+    pub fn refusal(&self, words: &[&str]) -> Result<(i32, String)> {
+        let mut command = Command::new(&self.vtep);
+        command.args(["--instance", &self.instance]).args(words);
+        refusal(&mut command)
     }
 
     /// A command with `--json`; the parsed answer.

@@ -32,6 +32,9 @@ pub enum Event {
     /// A device came, went, or takes redirected frames or not any more:
     /// `Snapshot::redirect_targets` has to be read again.
     TargetsChanged,
+    /// A tc qdisc or filter of a device changed: somebody else may have to see its
+    /// frames now.
+    TcChanged(IfIndex),
     /// Notifications were lost (ENOBUFS): only a full dump helps.
     Overrun,
 }

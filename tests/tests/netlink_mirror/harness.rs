@@ -292,6 +292,7 @@ impl Mirror {
             Event::RoutesChanged => self.routes_changed += 1,
             Event::FiltersChanged => self.filters_changed += 1,
             Event::TargetsChanged => {}
+            Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,
         }
     }

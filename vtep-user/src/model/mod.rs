@@ -209,7 +209,12 @@ impl Model {
 
     /// Take in a full dump: at the start, after an overrun, at a resync.
     pub fn replace(&mut self, snapshot: Snapshot) {
-        let old = std::mem::replace(&mut self.world, World::from_snapshot(snapshot));
+        let mut old = std::mem::replace(&mut self.world, World::from_snapshot(snapshot));
+        self.world.tc = std::mem::take(&mut old.tc);
+        let links = &self.world.links;
+        self.world
+            .tc
+            .retain(|ifindex, _| links.contains_key(ifindex));
         for (ifindex, link) in &old.links {
             match self.world.links.get(ifindex) {
                 Some(new) if new.name == link.name && new.mac == link.mac => {
@@ -274,9 +279,8 @@ impl Model {
                 }
             }
             Event::RoutesChanged => self.routes.ask_all(),
-            // The controller reads the filters for `set_filters`, or dumps and
-            // calls `replace`.
-            Event::FiltersChanged | Event::TargetsChanged => {}
+            // The controller looks, for `set_filters`, `set_redirect_targets`, `set_tc`.
+            Event::FiltersChanged | Event::TargetsChanged | Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,
         }
     }
@@ -321,6 +325,25 @@ impl Model {
             self.world.redirect_targets = targets;
             self.dirty.structure = true;
         }
+    }
+
+    /// Take in who else looks at a device's frames with tc, in words; after
+    /// [`Event::TcChanged`] and after [`Model::replace`].
+    pub fn set_tc(&mut self, ifindex: IfIndex, filter: Option<String>) {
+        let before = match filter {
+            Some(filter) => self.world.tc.insert(ifindex, filter.clone()) != Some(filter),
+            None => self.world.tc.remove(&ifindex).is_some(),
+        };
+        if before {
+            self.refusals.devices.remove(&ifindex);
+            self.dirty.structure = true;
+        }
+    }
+
+    /// Devices whose tc filters matter: ports and uplinks.
+    pub fn hooked(&self) -> Vec<IfIndex> {
+        let devices = self.ports.keys().chain(self.uplinks.keys());
+        devices.copied().collect()
     }
 
     /// What the user wants at a port, by name.

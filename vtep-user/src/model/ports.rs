@@ -96,6 +96,7 @@ fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<(), Reaso
     if !link.up {
         return Err("the device is down".into());
     }
+    no_tc(world, link)?;
     port_flags(link.bridge_port.as_ref())?;
     hook(settings, link)?;
     // Other drivers may only begin to take frames when they run a program.
@@ -107,6 +108,14 @@ fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<(), Reaso
         );
     }
     Ok(())
+}
+
+/// Redirected frames would not pass tc (R41).
+fn no_tc(world: &World, link: &Link) -> Result<(), Reason> {
+    match world.tc.get(&link.ifindex) {
+        Some(filter) => Err(filter.clone().into()),
+        None => Ok(()),
+    }
 }
 
 /// Whether XDP may run on a port.
@@ -227,7 +236,7 @@ fn uplink_eligible(world: &World, settings: &Settings, link: &Link) -> Result<()
     }
     match choice(settings, link) {
         HookChoice::Kernel => Err(LEFT.into()),
-        HookChoice::Auto | HookChoice::Xdp => Ok(()),
+        HookChoice::Auto | HookChoice::Xdp => no_tc(world, link),
     }
 }
 

@@ -103,6 +103,8 @@ pub(super) struct World {
     pub filters: Filters,
     /// Devices that take redirected frames, where the kernel tells.
     pub redirect_targets: Option<BTreeSet<IfIndex>>,
+    /// tc programs and filters of somebody else, in words, by device.
+    pub tc: BTreeMap<IfIndex, String>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
     pub vxlans: HashMap<IfIndex, HashMap<MacAddr, VxlanEntry>>,
     /// Default destinations of VXLAN devices (the all-zero entries).
@@ -327,6 +329,7 @@ impl World {
         self.bridges.retain(|domain, _| domain.bridge != ifindex);
         self.vxlans.remove(&ifindex);
         self.floods.remove(&ifindex);
+        self.tc.remove(&ifindex);
         let link = self.links.remove(&ifindex)?;
         if let Some(bridge) = link.master {
             for (domain, table) in &mut self.bridges {

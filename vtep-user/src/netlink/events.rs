@@ -8,7 +8,7 @@ use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::codec::{Message, messages};
 use super::decode::{Notice, notice};
-use super::error::{Failure, NetlinkError};
+use super::error::{Failure, NetlinkError, device};
 use super::link::link;
 use super::netdev;
 use super::request::link_by_index;
@@ -22,8 +22,9 @@ const BATCH_EVENTS: usize = 4096;
 /// Datagrams thrown away after a loss before other tasks get their turn.
 const DISCARD_DATAGRAMS: usize = 1024;
 
-const ROUTE_GROUPS: [u32; 9] = [
+const ROUTE_GROUPS: [u32; 10] = [
     libc::RTNLGRP_LINK,
+    libc::RTNLGRP_TC,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
@@ -180,7 +181,7 @@ impl Events {
             match asked {
                 // Gone, or moved to another namespace: RTM_DELLINK says so.
                 Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
-                Err(failure) => return Err(failure.during("read", format!("link {ifindex}"))),
+                Err(failure) => return Err(failure.during("read", device(ifindex))),
                 Ok(_) => self.ready.extend(found.map(Event::Link)),
             }
             self.partial.pop();
