@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::generator::{Generator, Measured, Plan, pin_to_cpu};
+use vtep_tests::generator::{Generator, Measured, Plan};
+use vtep_tests::streams::pin_to_cpu;
+
 use crate::{frames, host};
 
 /// Inner frame without check sequence: 64 bytes on a wire.
@@ -95,7 +97,7 @@ impl Lane {
             let check = host.check();
             let _ = report.send(check);
             while wait_go.recv().is_ok() {
-                let _ = report.send(host.generator.run(&host.frame, time));
+                let _ = report.send(host.measure(time));
             }
         });
         let lane = Self {
@@ -171,7 +173,7 @@ impl Host {
         vtep: &Path,
         lab: &Path,
     ) -> Result<Self> {
-        pin_to_cpu(0)?;
+        pin_to_cpu(0);
         host::enter_new_namespace()?;
         host::make_wires()?;
         let (inject, near, far) = match direction {
@@ -195,7 +197,9 @@ impl Host {
         } else {
             far
         };
-        let mut generator = Generator::new(lab, sink, plan)?;
+        let mut generator = Generator::load(lab)?;
+        generator.set_plan(plan)?;
+        generator.attach_sink(sink)?;
         let mut daemon = None;
         match contestant {
             Contestant::Drop => {}
@@ -218,6 +222,22 @@ impl Host {
             frame,
             daemon,
         })
+    }
+
+    /// One run. What did not arrive would make the rate a lie.
+    fn measure(&mut self, time: Duration) -> Result<Measured> {
+        let measured = self.generator.run(&self.frame, time)?;
+        let Measured {
+            sent_frames,
+            received_frames,
+            ..
+        } = measured;
+        ensure!(
+            received_frames * 1000 >= sent_frames * 999,
+            "{}: {received_frames} of {sent_frames} frames arrived",
+            self.contestant.name()
+        );
+        Ok(measured)
     }
 
     /// Before anything is timed: every frame of a small burst must arrive, and

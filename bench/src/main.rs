@@ -4,15 +4,14 @@
 
 mod contest;
 mod frames;
-mod generator;
 mod host;
 mod report;
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use vtep_tests::{daemon, generator};
 
 /// Measure egress and ingress frames/s of this VTEP, of the kernel's bridge and
 /// vxlan, and of a plain XDP redirect, on one core.
@@ -28,20 +27,14 @@ struct Args {
     /// Rounds; every contestant runs twice in each (A B C, C B A).
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// The vtep binary.
-    #[arg(long)]
-    vtep: PathBuf,
-    /// The laboratory eBPF object.
-    #[arg(long)]
-    lab: PathBuf,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     let time = Duration::from_millis(if args.quick { 700 } else { 3000 });
     let setup = contest::Setup {
-        vtep: args.vtep,
-        lab: args.lab,
+        vtep: daemon::binary(),
+        lab: generator::object(),
         time,
         rounds: args.rounds,
     };

@@ -27,9 +27,8 @@ impl Socket {
         };
         ensure!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
         // SAFETY: just opened, owned by nobody else.
-        let this = Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        };
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let this = Self { fd };
         let name = std::ffi::CString::new(device)?;
         // SAFETY: a valid C string.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -42,7 +41,7 @@ impl Socket {
         // SAFETY: `address` is of the given length.
         let status = unsafe {
             libc::bind(
-                fd,
+                this.fd.as_raw_fd(),
                 (&raw const address).cast(),
                 size_of_val(&address) as u32,
             )
@@ -279,6 +278,22 @@ pub fn vxlan(
     let mut packet = ipv4_udp(addresses[0], addresses[1], [50_000, udp_port], &payload);
     packet[26..28].fill(0);
     ethernet(macs[0], macs[1], 0x0800, &packet)
+}
+
+/// Same with a UDP checksum, as Linux peers send it by default.
+pub fn vxlan_with_checksum(
+    macs: [MacAddr; 2],
+    addresses: [[u8; 4]; 2],
+    udp_port: u16,
+    vni: u32,
+    inner: &[u8],
+) -> Vec<u8> {
+    let mut frame = vxlan(macs, addresses, udp_port, vni, inner);
+    let length = (frame.len() - 34) as u16;
+    let sum = checksum::udp_pseudo_v4(addresses[0], addresses[1], length)
+        + u64::from(checksum::bytes(&frame[34..]));
+    frame[40..42].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
+    frame
 }
 
 /// Whether a frame is UDP over IPv4 to this port.

@@ -19,6 +19,11 @@ pub fn vtep_binary(release: bool) -> PathBuf {
     workspace().join("target").join(profile).join("vtep")
 }
 
+/// Where the eBPF objects are: `vtep`, the product, and `lab`, for tests.
+pub fn ebpf_dir() -> PathBuf {
+    prebuilt().unwrap_or_else(|| workspace().join("target/ebpf/bpfel-unknown-none/release"))
+}
+
 /// Objects from elsewhere, if VTEP_EBPF_DIR names them.
 fn prebuilt() -> Option<PathBuf> {
     std::env::var_os("VTEP_EBPF_DIR").map(PathBuf::from)

@@ -2,6 +2,7 @@
 //! One file per verb; this one only dispatches.
 
 mod build;
+mod demo;
 mod leftovers;
 mod lint;
 mod load;
@@ -40,6 +41,20 @@ enum Verb {
         #[arg(long, conflicts_with = "release")]
         ebpf_only: bool,
     },
+    /// Two subnets, one segment: traffic, a moving VM, measured and shown
+    Demo,
+    /// Compare with the kernel's bridge and vxlan: frames/s, one core
+    Bench {
+        /// Short rounds: under two minutes
+        #[arg(long)]
+        quick: bool,
+        /// JSON instead of the table
+        #[arg(long)]
+        json: bool,
+        /// Rounds; every contestant runs twice in each
+        #[arg(long, default_value_t = 5)]
+        rounds: u32,
+    },
     /// Format, clippy (user space and eBPF), long files
     Lint,
     /// Run every test; the last line is the sum
@@ -71,6 +86,17 @@ fn main() -> ExitCode {
             ebpf_only: true, ..
         } => build::ebpf(),
         Verb::Build { release, .. } => build::all(release),
+        Verb::Demo => demo::demo(),
+        Verb::Bench {
+            quick,
+            json,
+            rounds,
+        } => {
+            let mut options = vec![format!("--rounds={rounds}")];
+            options.extend(quick.then(|| "--quick".to_owned()));
+            options.extend(json.then(|| "--json".to_owned()));
+            demo::bench(&options)
+        }
         Verb::Lint => lint::run_all(),
         Verb::Test { filter } => return test::run_all(filter.as_deref()),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),

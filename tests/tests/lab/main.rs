@@ -1,6 +1,8 @@
 //! Lab tests: hosts with ordinary kernel bridges and VXLAN devices behind a
 //! router, the real daemon in front of some of them.
 
+mod control;
+mod guide;
 mod kernel;
 mod life;
 mod traffic;
