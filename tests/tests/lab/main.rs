@@ -4,4 +4,5 @@
 mod control;
 mod guide;
 mod kernel;
+mod reasons;
 mod traffic;
