@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod frames;
 pub mod lab;
+pub mod maps;
 pub mod netns;
 pub mod streams;
 

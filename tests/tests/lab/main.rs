@@ -4,5 +4,7 @@
 mod control;
 mod guide;
 mod kernel;
+mod late;
+mod mirror;
 mod reasons;
 mod traffic;
