@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod frames;
 pub mod generator;
 pub mod lab;
+pub mod maps;
 pub mod netns;
 pub mod streams;
 

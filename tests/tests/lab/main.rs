@@ -5,4 +5,5 @@ mod control;
 mod guide;
 mod kernel;
 mod life;
+mod reasons;
 mod traffic;
