@@ -5,5 +5,6 @@ mod control;
 mod guide;
 mod kernel;
 mod life;
+mod moves;
 mod reasons;
 mod traffic;
