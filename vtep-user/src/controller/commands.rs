@@ -415,6 +415,11 @@ impl Controller {
                         spec.vni, segment.vxlan_name
                     )));
                 }
+                // An entry with a nexthop takes no address: the kernel says yes and
+                // does nothing (vxlan_core.c, vxlan_fdb_replace).
+                if self.model.has_nexthop(spec.vni, mac) {
+                    self.forget_tunnel(segment.vxlan, mac).await?;
+                }
                 // The VXLAN device first: the bridge must not send where no remote is known.
                 let tunnel = FdbEntry {
                     dst: Some(remote),
