@@ -3,4 +3,5 @@
 
 mod kernel;
 mod life;
+mod oracle;
 mod traffic;
