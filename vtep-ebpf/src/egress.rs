@@ -56,7 +56,7 @@ fn lookup(packet: &Packet<'_>, bytes: u32, segment: &mut SegmentId) -> Result<Wa
     let port = maps::port(ifindex).ok_or(EgressPassUnconfigured)?;
     *segment = port.segment;
     let head = packet.get::<InnerHead>(0).ok_or(EgressPassMalformed)?;
-    match decap::classify(head, packet.get(Ethernet::LEN)) {
+    match decap::classify(head, packet.get(Ethernet::LEN), packet.get(Ethernet::LEN)) {
         Inner::Plain => {}
         Inner::Multicast => return Err(EgressPassMulticast),
         Inner::Control => return Err(EgressPassInnerType),
