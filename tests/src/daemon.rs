@@ -154,6 +154,14 @@ impl Daemon {
         Ok(serde_json::from_str(&self.cli(&all)?)?)
     }
 
+    /// The row of a list in `status` ("uplinks", "segments", "ports") whose
+    /// `key` is `value`.
+    pub fn status_row(&self, list: &str, key: &str, value: &str) -> Result<Option<Value>> {
+        let status = self.json(&["status"])?;
+        let rows = status[list].as_array().context("no such list")?;
+        Ok(rows.iter().find(|row| row[key] == *value).cloned())
+    }
+
     /// The FDB row of a MAC in the laboratory's segment.
     pub fn fdb(&self, mac: vtep_common::MacAddr) -> Result<Option<Value>> {
         let vni = crate::lab::VNI.to_string();
@@ -215,5 +223,7 @@ impl Drop for Daemon {
         if let Err(error) = self.kill9().and_then(|()| self.cli(&["unload"]).map(drop)) {
             complain(&format!("{}: {error:#}", self.instance));
         }
+        // Nobody will use the name again, so nobody can be waiting for the lock.
+        let _ = std::fs::remove_file(format!("/run/vtep/{}.lock", self.instance));
     }
 }

@@ -52,6 +52,7 @@ impl Socket {
             io::Error::last_os_error()
         );
         this.option(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+        this.option(libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
         this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
         this.option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)?;
         Ok(this)
@@ -122,7 +123,8 @@ impl Socket {
         Ok(sent)
     }
 
-    /// The next frame, or `None` after `time`.
+    /// The next frame, or `None` after `time`. A VLAN tag, which the kernel takes
+    /// out of received frames, is put back.
     pub fn receive(&self, time: Duration) -> Result<Option<Vec<u8>>> {
         let mut poll = libc::pollfd {
             fd: self.fd.as_raw_fd(),
@@ -136,17 +138,21 @@ impl Socket {
             return Ok(None);
         }
         let mut buffer = vec![0u8; 65536];
-        // SAFETY: `buffer` is writable for its length.
-        let n = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
+        let mut vector = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
         };
-        ensure!(n >= 0, "recv: {}", io::Error::last_os_error());
+        let mut header = message(&mut vector).msg_hdr;
+        let mut control = [0u64; 16];
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&control);
+        // SAFETY: the header points to one buffer and one control area, both writable.
+        let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut header, 0) };
+        ensure!(n >= 0, "recvmsg: {}", io::Error::last_os_error());
         buffer.truncate(n as usize);
+        if let Some(tag) = vlan_tag(&header) {
+            buffer.splice(12..12, tag);
+        }
         Ok(Some(buffer))
     }
 
@@ -219,6 +225,26 @@ fn message(vector: &mut libc::iovec) -> libc::mmsghdr {
     message.msg_hdr.msg_iov = vector;
     message.msg_hdr.msg_iovlen = 1;
     message
+}
+
+/// The VLAN tag of a received frame, as it was on the wire.
+fn vlan_tag(header: &libc::msghdr) -> Option<[u8; 4]> {
+    // SAFETY: `header` has come back from recvmsg.
+    let control = unsafe { libc::CMSG_FIRSTHDR(header).as_ref()? };
+    if (control.cmsg_level, control.cmsg_type) != (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+        return None;
+    }
+    // SAFETY: data of this type is a tpacket_auxdata (linux/if_packet.h).
+    let data = unsafe {
+        libc::CMSG_DATA(control)
+            .cast::<libc::tpacket_auxdata>()
+            .read_unaligned()
+    };
+    (data.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
+        let [a, b] = data.tp_vlan_tpid.to_be_bytes();
+        let [c, d] = data.tp_vlan_tci.to_be_bytes();
+        [a, b, c, d]
+    })
 }
 
 /// Ethernet header and payload.

@@ -2,12 +2,15 @@
 //! wire. Used by the lab tests, the demo and the benchmarks. Everything made
 //! here is removed when its owner is dropped.
 
+pub mod corpus;
 pub mod daemon;
 pub mod frames;
 pub mod generator;
 pub mod lab;
+pub mod maps;
 pub mod netns;
 pub mod streams;
+pub mod twins;
 
 use std::time::{Duration, Instant};
 

@@ -4,5 +4,10 @@
 mod control;
 mod guide;
 mod kernel;
+mod late;
 mod life;
+mod mirror;
+mod moves;
+mod oracle;
+mod reasons;
 mod traffic;

@@ -82,6 +82,11 @@ impl Wanted {
 
 impl Controller {
     pub(super) async fn on_command(&mut self, command: Command) -> Result<(), ControllerError> {
+        // What the client has seen happen before it asked counts.
+        let events = self.events.take().await?;
+        if !events.is_empty() {
+            self.on_events(events).await?;
+        }
         // An answer that cannot be delivered belongs to a client that has left.
         match command {
             Command::Status(reply) => drop(reply.send(Ok(self.status()))),
@@ -272,9 +277,16 @@ impl Controller {
     ) -> Result<(), ApiError> {
         let netlink = &self.netlink;
         let (local, underlay_mtu) = self.tunnel_source(spec, link).await?;
-        let mtu = spec
-            .mtu
-            .or(underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES)));
+        let room = underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES));
+        // The kernel would take less without a word (vxlan_core.c, vxlan_config_apply).
+        let largest = room.unwrap_or(u32::from(u16::MAX) - OVERHEAD_BYTES);
+        if let Some(mtu) = spec.mtu.filter(|mtu| *mtu > largest) {
+            return Err(ApiError::bad_request(format!(
+                "MTU {mtu} of VNI {} is too large: the underlay leaves {largest} bytes",
+                spec.vni
+            )));
+        }
+        let mtu = spec.mtu.or(room);
         let vxlan = netlink
             .create_vxlan(&VxlanSpec {
                 name: spec.vxlan_name(),
@@ -338,6 +350,11 @@ impl Controller {
             .await
             .map_err(refused)?;
         let Some(route) = route else {
+            if local.is_none() && link.is_none() {
+                return Err(ApiError::bad_request(format!(
+                    "there is no route to remote {remote}: name the tunnel's source with --local"
+                )));
+            }
             return Ok((local, mtu));
         };
         let device_mtu = self.model.link(route.ifindex).map(|link| link.mtu);
@@ -397,6 +414,11 @@ impl Controller {
                         "{remote} is of another IP family than VNI {} ({}): a tunnel has one",
                         spec.vni, segment.vxlan_name
                     )));
+                }
+                // An entry with a nexthop takes no address: the kernel says yes and
+                // does nothing (vxlan_core.c, vxlan_fdb_replace).
+                if self.model.has_nexthop(spec.vni, mac) {
+                    self.forget_tunnel(segment.vxlan, mac).await?;
                 }
                 // The VXLAN device first: the bridge must not send where no remote is known.
                 let tunnel = FdbEntry {

@@ -271,6 +271,13 @@ impl Model {
         bridge.is_none_or(|entry| entry.ages()) && vxlan.is_none_or(|entry| entry.ages())
     }
 
+    /// Whether the VXLAN device finds a MAC by a nexthop object.
+    pub fn has_nexthop(&self, vni: Vni, mac: MacAddr) -> bool {
+        let segment = self.segment_of_vni(vni);
+        let entry = segment.and_then(|s| self.world.vxlan_entry(s.vxlan, mac));
+        entry.is_some_and(|entry| entry.to.nexthop_id.is_some())
+    }
+
     /// Whether an entry only waits for the answer of its next hop.
     pub fn is_resolving(&self, vni: Vni, mac: MacAddr) -> bool {
         let segment = self.segment_of_vni(vni).filter(|s| s.id.is_ok());

@@ -98,16 +98,22 @@ impl Events {
             if self.ready.is_empty() && self.partial.is_empty() && !self.discarding {
                 self.wait().await.map_err(failed)?;
             }
-            self.drain().map_err(failed)?;
-            if self.discarding {
-                self.discard().await.map_err(failed)?;
-                return Ok(vec![Event::Overrun]);
-            }
-            self.complete().await?;
-            if !self.ready.is_empty() {
-                return Ok(std::mem::take(&mut self.ready));
+            let events = self.take().await?;
+            if !events.is_empty() {
+                return Ok(events);
             }
         }
+    }
+
+    /// As `next`, but only what is there already, perhaps nothing.
+    pub async fn take(&mut self) -> Result<Vec<Event>, NetlinkError> {
+        self.drain().map_err(failed)?;
+        if self.discarding {
+            self.discard().await.map_err(failed)?;
+            return Ok(vec![Event::Overrun]);
+        }
+        self.complete().await?;
+        Ok(std::mem::take(&mut self.ready))
     }
 
     async fn wait(&self) -> io::Result<()> {
