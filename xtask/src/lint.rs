@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use crate::build;
 use crate::run::{Step, cargo, has, run, workspace};
 use crate::setup::install_packages;
-use crate::toolchain::{self, Way};
+use crate::toolchain::{self, DEBIAN_CLIPPY, Way};
 
 const LINES_MAX: usize = 600;
 
@@ -18,7 +18,7 @@ pub fn run_all() -> Result<()> {
     let toolchain = toolchain::make()?;
     add_components()?;
     run(cargo("cargo", "fmt").args(["--all", "--check"]))?;
-    if toolchain.way == Way::Debian && !Path::new("/usr/bin/cargo-clippy").is_file() {
+    if toolchain.way == Way::Debian && !Path::new(DEBIAN_CLIPPY).is_file() {
         install_packages(&["rust-web-clippy"])?;
     }
     run(build::ebpf_cargo(&toolchain, "clippy", Vec::new()).args([

@@ -22,6 +22,7 @@ const RUSTUP_SECONDS: &str = "300";
 /// Debian's compiler, beside rustup's.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+pub const DEBIAN_CLIPPY: &str = "/usr/bin/cargo-clippy";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way {
@@ -53,8 +54,15 @@ impl Toolchain {
         match self.way {
             Way::Rustup => cargo("cargo", verb),
             Way::Debian => {
-                let mut command = cargo(DEBIAN_CARGO, verb);
-                command.env("RUSTC", DEBIAN_RUSTC).env_remove("CARGO");
+                // `cargo clippy` would start the first cargo-clippy on PATH, which may be rustup's.
+                let program = match verb {
+                    "clippy" => DEBIAN_CLIPPY,
+                    _ => DEBIAN_CARGO,
+                };
+                let mut command = cargo(program, verb);
+                command
+                    .env("RUSTC", DEBIAN_RUSTC)
+                    .env("CARGO", DEBIAN_CARGO);
                 command
             }
         }
