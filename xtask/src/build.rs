@@ -25,7 +25,7 @@ pub fn ebpf_dir() -> PathBuf {
 }
 
 /// Objects from elsewhere, if VTEP_EBPF_DIR names them.
-fn prebuilt() -> Option<PathBuf> {
+pub fn prebuilt() -> Option<PathBuf> {
     std::env::var_os("VTEP_EBPF_DIR").map(PathBuf::from)
 }
 

@@ -190,7 +190,7 @@ impl Step {
         }
         let status = child.wait()?;
         if !status.success() {
-            bail!("`{text}` failed ({status}): {}", tail.join("\n"));
+            bail!("`{text}` failed ({status}): {}", reason(&tail));
         }
         Ok(())
     }
@@ -206,6 +206,17 @@ impl Drop for Step {
     fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// What a failed program said about it: its errors, or else its last lines.
+fn reason(tail: &[String]) -> String {
+    let is_error = |line: &&String| line.starts_with("error") || line.starts_with("E: ");
+    let mut lines: Vec<&String> = tail.iter().filter(is_error).collect();
+    if lines.is_empty() {
+        lines = tail.iter().rev().take(5).rev().collect();
+    }
+    let short = |line: &&String| line.chars().take(300).collect::<String>();
+    lines.iter().map(short).collect::<Vec<_>>().join("; ")
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -225,5 +236,19 @@ pub fn handle_interrupt() {
         // SAFETY: the handler stores a flag, which is async-signal-safe; a handler (unlike SIG_IGN)
         // is reset in children by exec.
         unsafe { libc::signal(signal, note as *const () as libc::sighandler_t) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_is_what_the_program_calls_an_error() {
+        let lines = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+        let apt = lines("Reading package lists...\nE: Unable to locate package rustc-web");
+        assert_eq!(reason(&apt), "E: Unable to locate package rustc-web");
+        assert_eq!(reason(&lines("1\n2\n3\n4\n5\n6")), "2; 3; 4; 5; 6");
+        assert_eq!(reason(&[]), "");
     }
 }

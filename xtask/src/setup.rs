@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::run::{Step, as_root, can_be_root, has, is_root, quiet, root_path};
-use crate::toolchain;
+use crate::{build, toolchain};
 
 /// Oldest kernel with everything the programs use.
 const KERNEL_MIN: (u32, u32) = (5, 15);
@@ -39,16 +39,20 @@ pub fn run() -> Result<()> {
         mount_bpffs()?;
     }
     network_devices()?;
-    let toolchain = toolchain::make()?;
-    eprintln!("setup: complete; eBPF is built with {}", toolchain.way);
+    let way = match build::prebuilt() {
+        Some(dir) => format!("comes from {} (VTEP_EBPF_DIR)", dir.display()),
+        None => format!("is built with {}", toolchain::make()?.way),
+    };
+    eprintln!("setup: complete; eBPF {way}");
     Ok(())
 }
 
 /// What `run` would do, one line each; an error where something is missing.
 pub fn check() -> Result<()> {
-    let toolchain = match toolchain::find() {
-        Ok(toolchain) => Ok(format!("eBPF is built with {}", toolchain.way)),
-        Err(reasons) => Err(anyhow::anyhow!("eBPF toolchain: {reasons}")),
+    let toolchain = match (build::prebuilt(), toolchain::find()) {
+        (Some(dir), _) => Ok(format!("eBPF comes from {}", dir.display())),
+        (None, Ok(toolchain)) => Ok(format!("eBPF is built with {}", toolchain.way)),
+        (None, Err(reasons)) => Err(anyhow::anyhow!("eBPF toolchain: {reasons}")),
     };
     let packages = missing_packages();
     let packages = match packages.is_empty() {
