@@ -371,6 +371,27 @@ fn options_that_are_not_understood_leave_the_segment_to_the_kernel() {
     scene.session.finish().unwrap();
 }
 
+/// A veth whose peer does not poll drops what is redirected to it.
+#[test]
+fn port_that_would_drop_redirected_frames_is_left_to_the_kernel() {
+    if !is_root("port_that_would_drop_redirected_frames_is_left_to_the_kernel") {
+        return;
+    }
+    let scene = Scene::new();
+    let vm = &scene.lab.vms[0].netns;
+    vm.run("ethtool -K eth0 gro off").unwrap();
+    scene.refused("ports", "name", "port1", "GRO");
+    scene.kernel_only();
+    vm.run("ethtool -K eth0 gro on").unwrap();
+    scene.back();
+    scene.lab.router.run("ethtool -K to1 gro off").unwrap();
+    scene.refused("uplinks", "name", "uplink0", "GRO");
+    scene.kernel_only();
+    scene.lab.router.run("ethtool -K to1 gro on").unwrap();
+    scene.back();
+    scene.session.finish().unwrap();
+}
+
 #[test]
 fn programs_of_somebody_else_stay() {
     if !is_root("programs_of_somebody_else_stay") {
