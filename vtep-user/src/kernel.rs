@@ -31,11 +31,6 @@ pub enum Event {
     /// A tc qdisc or filter of a device changed: somebody else may have to see its
     /// frames now.
     TcChanged(IfIndex),
-    /// Whether frames can be redirected to a device.
-    TakesRedirects {
-        ifindex: IfIndex,
-        takes: bool,
-    },
     /// Notifications were lost (ENOBUFS): only a full dump helps.
     Overrun,
 }
@@ -48,9 +43,6 @@ pub struct Snapshot {
     pub fdb: Vec<FdbEntry>,
     pub neighbours: Vec<Neighbour>,
     pub filters: Filters,
-    /// Devices that frames cannot be redirected to. Empty where the kernel does
-    /// not say (before Linux 6.3).
-    pub no_redirects: Vec<IfIndex>,
 }
 
 /// A network device (RTM_NEWLINK).

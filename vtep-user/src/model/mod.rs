@@ -279,9 +279,6 @@ impl Model {
                 }
             }
             Event::RoutesChanged => self.routes.ask_all(),
-            Event::TakesRedirects { ifindex, takes } => {
-                self.dirty.structure |= self.world.set_redirects(ifindex, takes);
-            }
             // The controller looks for `set_filters` and `set_tc`.
             Event::FiltersChanged | Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,

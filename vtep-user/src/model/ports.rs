@@ -98,8 +98,7 @@ fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<(), Reaso
     }
     no_tc(world, link)?;
     port_flags(link.bridge_port.as_ref())?;
-    hook(settings, link)?;
-    takes_redirects(world, link)
+    hook(settings, link)
 }
 
 /// Redirected frames would not pass tc (R41).
@@ -108,19 +107,6 @@ fn no_tc(world: &World, link: &Link) -> Result<(), Reason> {
         Some(filter) => Err(filter.clone().into()),
         None => Ok(()),
     }
-}
-
-/// What a veth's peer does not poll for is lost without a word. Only veths are
-/// judged: other drivers switch it on when a program is attached.
-fn takes_redirects(world: &World, link: &Link) -> Result<(), Reason> {
-    if link.kind == LinkKind::Veth && world.no_redirects.contains(&link.ifindex) {
-        return Err(
-            "its veth peer takes no redirected frames: switch GRO on there (`ethtool -K DEVICE \
-             gro on`), then set this end down and up"
-                .into(),
-        );
-    }
-    Ok(())
 }
 
 /// Whether XDP may run on a port.
@@ -241,9 +227,7 @@ fn uplink_eligible(world: &World, settings: &Settings, link: &Link) -> Result<()
     }
     match choice(settings, link) {
         HookChoice::Kernel => Err(LEFT.into()),
-        HookChoice::Auto | HookChoice::Xdp => {
-            no_tc(world, link).and_then(|()| takes_redirects(world, link))
-        }
+        HookChoice::Auto | HookChoice::Xdp => no_tc(world, link),
     }
 }
 

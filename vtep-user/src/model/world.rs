@@ -103,8 +103,6 @@ pub(super) struct World {
     pub filters: Filters,
     /// tc programs and filters of somebody else, in words, by device.
     pub tc: BTreeMap<IfIndex, String>,
-    /// Devices that frames cannot be redirected to.
-    pub no_redirects: BTreeSet<IfIndex>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
     pub vxlans: HashMap<IfIndex, HashMap<MacAddr, VxlanEntry>>,
     /// Default destinations of VXLAN devices (the all-zero entries).
@@ -116,7 +114,6 @@ impl World {
         let mut world = Self {
             links: snapshot.links.into_iter().map(|l| (l.ifindex, l)).collect(),
             filters: snapshot.filters,
-            no_redirects: snapshot.no_redirects.into_iter().collect(),
             ..Self::default()
         };
         for address in &snapshot.addresses {
@@ -183,16 +180,6 @@ impl World {
 
     pub fn remove_address(&mut self, address: &Address) -> bool {
         self.addresses.remove(&(address.ifindex, address.address))
-    }
-
-    /// Whether that is news. Kept when the device goes: the word on the next one
-    /// with its number may have come before.
-    pub fn set_redirects(&mut self, ifindex: IfIndex, takes: bool) -> bool {
-        if takes {
-            self.no_redirects.remove(&ifindex)
-        } else {
-            self.no_redirects.insert(ifindex)
-        }
     }
 
     /// The key of the neighbour if its usable address changed.

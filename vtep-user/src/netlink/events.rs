@@ -1,16 +1,15 @@
-//! Notifications: multicast sockets (rtnetlink, nftables, netdev) turned into one
+//! Notifications: two multicast sockets (rtnetlink, nftables) turned into one
 //! stream of `Event`s. Waits without polling, reads in batches, completes
 //! partial link messages by asking, and never hides a loss.
 
 use std::io;
 
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::codec::{Message, messages};
 use super::decode::{Notice, notice};
 use super::error::{Failure, NetlinkError, device};
 use super::link::link;
-use super::netdev::{self, Family};
 use super::request::link_by_index;
 use super::socket::{Channel, KernelSocket};
 use crate::kernel::{Event, IfIndex};
@@ -43,8 +42,6 @@ pub struct Events {
     route: KernelSocket,
     /// `None` where the kernel has no nfnetlink.
     netfilter: Option<KernelSocket>,
-    /// `None` where the kernel does not say which devices take redirects.
-    netdev: Option<(KernelSocket, Family)>,
     /// For links that a notification tells only in part.
     requests: Channel,
     ready: Vec<Event>,
@@ -64,18 +61,10 @@ impl Events {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             Err(error) => return Err(failed(error)),
         };
-        let netdev = match Family::find().map_err(failed)? {
-            Some(family) => {
-                let socket = KernelSocket::open(NETLINK_GENERIC, &[family.group], RECEIVE_BYTES);
-                Some((socket.map_err(failed)?, family))
-            }
-            None => None,
-        };
         Ok(Self {
             route: KernelSocket::open(NETLINK_ROUTE, &ROUTE_GROUPS, RECEIVE_BYTES)
                 .map_err(failed)?,
             netfilter,
-            netdev,
             requests: Channel::open(NETLINK_ROUTE).map_err(failed)?,
             ready: Vec::new(),
             partial: Vec::new(),
@@ -117,11 +106,12 @@ impl Events {
     }
 
     async fn wait(&self) -> io::Result<()> {
-        let netdev = self.netdev.as_ref().map(|(socket, _)| socket);
-        tokio::select! {
-            ready = self.route.readable() => ready,
-            ready = readable(self.netfilter.as_ref()) => ready,
-            ready = readable(netdev) => ready,
+        match &self.netfilter {
+            Some(netfilter) => tokio::select! {
+                ready = self.route.readable() => ready,
+                ready = netfilter.readable() => ready,
+            },
+            None => self.route.readable().await,
         }
     }
 
@@ -136,19 +126,6 @@ impl Events {
                 }
                 Err(error) if is_loss(&error) => self.discarding = true,
                 Err(error) => return Err(error),
-            }
-        }
-        if let Some((socket, family)) = &mut self.netdev {
-            while !self.discarding && self.ready.len() < BATCH_EVENTS {
-                match socket.try_receive() {
-                    Ok(false) => break,
-                    Ok(true) => self.ready.extend(
-                        messages(socket.datagram())
-                            .filter_map(|message| netdev::event(&message, *family)),
-                    ),
-                    Err(error) if is_loss(&error) => self.discarding = true,
-                    Err(error) => return Err(error),
-                }
             }
         }
         if let Some(netfilter) = &mut self.netfilter {
@@ -203,14 +180,6 @@ impl Events {
             self.partial.pop();
         }
         Ok(())
-    }
-}
-
-/// Never, without a socket.
-async fn readable(socket: Option<&KernelSocket>) -> io::Result<()> {
-    match socket {
-        Some(socket) => socket.readable().await,
-        None => std::future::pending().await,
     }
 }
 

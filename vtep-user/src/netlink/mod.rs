@@ -12,7 +12,6 @@ mod fdb;
 mod filters;
 mod link;
 mod manage;
-mod netdev;
 mod request;
 mod socket;
 

@@ -15,14 +15,13 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::codec::{Message, messages};
 use super::decode::{address, family_of, fdb_entry, host_bits, neighbour, route};
 use super::error::{Failure, NetlinkError};
 use super::link::link;
-use super::netdev::{self, Family};
 use super::socket::{Channel, DATAGRAM_BYTES, KernelSocket, Request};
 use crate::kernel::{FdbEntry, IfIndex, Link, Neighbour, Route, Snapshot, bits};
 
@@ -40,8 +39,6 @@ pub struct Netlink {
     route: Arc<Mutex<Channel>>,
     /// `None` where the kernel has no nfnetlink.
     pub(super) netfilter: Option<Arc<Mutex<Channel>>>,
-    /// `None` where the kernel does not say which devices take redirects.
-    netdev: Option<(Arc<Mutex<Channel>>, Family)>,
 }
 
 impl Netlink {
@@ -54,17 +51,9 @@ impl Netlink {
             Err(error) => return Err(failed(error)),
         };
         let route = Channel::open(NETLINK_ROUTE).map_err(failed)?;
-        let netdev = match Family::find().map_err(failed)? {
-            Some(family) => {
-                let channel = Channel::open(NETLINK_GENERIC).map_err(failed)?;
-                Some((Arc::new(Mutex::new(channel)), family))
-            }
-            None => None,
-        };
         Ok(Self {
             route: Arc::new(Mutex::new(route)),
             netfilter,
-            netdev,
         })
     }
 
@@ -90,14 +79,6 @@ impl Netlink {
         snapshot.fdb = self.forwarding().await?;
         snapshot.neighbours = self.neighbours().await?;
         snapshot.filters = self.filters().await?;
-        if let Some((channel, family)) = &self.netdev {
-            let mut channel = channel.lock().await;
-            let read = |message: &Message<'_>| netdev::device(message, *family);
-            let all = netdev::all_devices(*family);
-            let devices = dump(&mut channel, "XDP features", &all, read).await?;
-            let unable = devices.into_iter().filter(|(_, takes)| !takes);
-            snapshot.no_redirects = unable.map(|(ifindex, _)| ifindex).collect();
-        }
         Ok(snapshot)
     }
 
