@@ -167,6 +167,10 @@ fn network_devices() -> Result<()> {
         ip link add br0 type bridge &&
         ip link add a0 type veth peer name b0 &&
         ip link add vxlan0 type vxlan id 1 local 127.0.0.1 dstport 4789";
+    ensure!(
+        has("ip"),
+        "bridge, veth and vxlan devices: not looked at, `ip` is missing"
+    );
     quiet(as_root("unshare")?.args(["--net", "sh", "-c", SCRIPT])).context(
         "the kernel makes no network namespaces with bridge, veth and vxlan devices: boot one with \
          CONFIG_NET_NS, CONFIG_BRIDGE, CONFIG_VETH and CONFIG_VXLAN, and in a container allow \
