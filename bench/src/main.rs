@@ -1,25 +1,27 @@
 //! `cargo xtask bench`: what this VTEP does against what would run instead.
-//! One scenario per direction; contestants are interleaved in one run, and only
+//! One scenario per direction and number of flows; contestants are interleaved in one run, and only
 //! ratios are results (PERFORMANCE traps: see ARCHITECTURE.md).
 
 mod contest;
 mod frames;
-mod generator;
 mod host;
 mod report;
 
-use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
+use vtep_tests::{daemon, generator};
+
+use crate::contest::{Direction, Scenario};
 
 /// Measure egress and ingress frames/s of this VTEP, of the kernel's bridge and
 /// vxlan, and of a plain XDP redirect, on one core.
 #[derive(Parser)]
 #[command(name = "vtep-bench")]
 struct Args {
-    /// Short rounds: the whole run stays under two minutes.
+    /// One flow only, short rounds: the whole run stays under two minutes.
     #[arg(long)]
     quick: bool,
     /// Print JSON instead of the table.
@@ -28,26 +30,35 @@ struct Args {
     /// Rounds; every contestant runs twice in each (A B C, C B A).
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// The vtep binary.
-    #[arg(long)]
-    vtep: PathBuf,
-    /// The laboratory eBPF object.
-    #[arg(long)]
-    lab: PathBuf,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let time = Duration::from_millis(if args.quick { 700 } else { 3000 });
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let time = Duration::from_millis(if args.quick { 700 } else { 1500 });
     let setup = contest::Setup {
-        vtep: args.vtep,
-        lab: args.lab,
+        vtep: daemon::binary(),
+        lab: generator::object(),
         time,
         rounds: args.rounds,
     };
     let mut results = Vec::new();
-    for direction in [contest::Direction::Egress, contest::Direction::Ingress] {
-        results.push(contest::run(&setup, direction, !args.json)?);
+    for flows in if args.quick { vec![1] } else { vec![1, 16_384] } {
+        for direction in [Direction::Egress, Direction::Ingress] {
+            results.push(contest::run(
+                &setup,
+                Scenario { direction, flows },
+                !args.json,
+            )?);
+        }
     }
     if args.json {
         println!("{}", report::json(&results)?);

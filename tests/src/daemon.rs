@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::lab::Host;
 use crate::netns::execute;
-use crate::wait_until;
+use crate::{complain, wait_until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -106,6 +106,8 @@ impl Daemon {
                 "--config",
             ])
             .arg(self.directory.path().join("vtep.toml"))
+            // Every table update, for the log of a failed test.
+            .env("VTEP_LOG", "vtep_user=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -212,10 +214,14 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("log of the daemon {}:\n{}", self.instance, self.log());
+            complain(&format!(
+                "log of the daemon {}:\n{}",
+                self.instance,
+                self.log()
+            ));
         }
         if let Err(error) = self.kill9().and_then(|()| self.cli(&["unload"]).map(drop)) {
-            eprintln!("{}: {error:#}", self.instance);
+            complain(&format!("{}: {error:#}", self.instance));
         }
         // Nobody will use the name again, so nobody can be waiting for the lock.
         let _ = std::fs::remove_file(format!("/run/vtep/{}.lock", self.instance));

@@ -27,9 +27,8 @@ impl Socket {
         };
         ensure!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
         // SAFETY: just opened, owned by nobody else.
-        let this = Self {
-            fd: unsafe { OwnedFd::from_raw_fd(fd) },
-        };
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let this = Self { fd };
         let name = std::ffi::CString::new(device)?;
         // SAFETY: a valid C string.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -42,7 +41,7 @@ impl Socket {
         // SAFETY: `address` is of the given length.
         let status = unsafe {
             libc::bind(
-                fd,
+                this.fd.as_raw_fd(),
                 (&raw const address).cast(),
                 size_of_val(&address) as u32,
             )
@@ -53,6 +52,7 @@ impl Socket {
             io::Error::last_os_error()
         );
         this.option(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+        this.option(libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
         this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
         this.option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)?;
         Ok(this)
@@ -123,7 +123,8 @@ impl Socket {
         Ok(sent)
     }
 
-    /// The next frame, or `None` after `time`.
+    /// The next frame, or `None` after `time`. A VLAN tag, which the kernel takes
+    /// out of received frames, is put back.
     pub fn receive(&self, time: Duration) -> Result<Option<Vec<u8>>> {
         let mut poll = libc::pollfd {
             fd: self.fd.as_raw_fd(),
@@ -137,17 +138,21 @@ impl Socket {
             return Ok(None);
         }
         let mut buffer = vec![0u8; 65536];
-        // SAFETY: `buffer` is writable for its length.
-        let n = unsafe {
-            libc::recv(
-                self.fd.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
+        let mut vector = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
         };
-        ensure!(n >= 0, "recv: {}", io::Error::last_os_error());
+        let mut header = message(&mut vector).msg_hdr;
+        let mut control = [0u64; 16];
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&control);
+        // SAFETY: the header points to one buffer and one control area, both writable.
+        let n = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &mut header, 0) };
+        ensure!(n >= 0, "recvmsg: {}", io::Error::last_os_error());
         buffer.truncate(n as usize);
+        if let Some(tag) = vlan_tag(&header) {
+            buffer.splice(12..12, tag);
+        }
         Ok(Some(buffer))
     }
 
@@ -222,6 +227,26 @@ fn message(vector: &mut libc::iovec) -> libc::mmsghdr {
     message
 }
 
+/// The VLAN tag of a received frame, as it was on the wire.
+fn vlan_tag(header: &libc::msghdr) -> Option<[u8; 4]> {
+    // SAFETY: `header` has come back from recvmsg.
+    let control = unsafe { libc::CMSG_FIRSTHDR(header).as_ref()? };
+    if (control.cmsg_level, control.cmsg_type) != (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+        return None;
+    }
+    // SAFETY: data of this type is a tpacket_auxdata (linux/if_packet.h).
+    let data = unsafe {
+        libc::CMSG_DATA(control)
+            .cast::<libc::tpacket_auxdata>()
+            .read_unaligned()
+    };
+    (data.tp_status & libc::TP_STATUS_VLAN_VALID != 0).then(|| {
+        let [a, b] = data.tp_vlan_tpid.to_be_bytes();
+        let [c, d] = data.tp_vlan_tci.to_be_bytes();
+        [a, b, c, d]
+    })
+}
+
 /// Ethernet header and payload.
 pub fn ethernet(source: MacAddr, destination: MacAddr, ethertype: u16, payload: &[u8]) -> Vec<u8> {
     let mut frame = destination.0.to_vec();
@@ -279,6 +304,22 @@ pub fn vxlan(
     let mut packet = ipv4_udp(addresses[0], addresses[1], [50_000, udp_port], &payload);
     packet[26..28].fill(0);
     ethernet(macs[0], macs[1], 0x0800, &packet)
+}
+
+/// Same with a UDP checksum, as Linux peers send it by default.
+pub fn vxlan_with_checksum(
+    macs: [MacAddr; 2],
+    addresses: [[u8; 4]; 2],
+    udp_port: u16,
+    vni: u32,
+    inner: &[u8],
+) -> Vec<u8> {
+    let mut frame = vxlan(macs, addresses, udp_port, vni, inner);
+    let length = (frame.len() - 34) as u16;
+    let sum = checksum::udp_pseudo_v4(addresses[0], addresses[1], length)
+        + u64::from(checksum::bytes(&frame[34..]));
+    frame[40..42].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
+    frame
 }
 
 /// Whether a frame is UDP over IPv4 to this port.

@@ -235,9 +235,12 @@ fn wire(netns: &Netns, device: &str) -> Result<()> {
     Ok(())
 }
 
+/// GRO after "up": only then veth tells its peer that redirected frames are taken
+/// (drivers/net/veth.c, veth_set_features).
 fn plug(host: &Netns, port: &str) -> Result<()> {
     host.run_all(&format!(
         "ip link set {port} master {BRIDGE}
-         ip link set {port} up"
+         ip link set {port} up
+         ethtool -K {port} gro on"
     ))
 }

@@ -2,12 +2,15 @@
 //! wire. Used by the lab tests, the demo and the benchmarks. Everything made
 //! here is removed when its owner is dropped.
 
+pub mod corpus;
 pub mod daemon;
 pub mod frames;
+pub mod generator;
 pub mod lab;
 pub mod maps;
 pub mod netns;
 pub mod streams;
+pub mod twins;
 
 use std::time::{Duration, Instant};
 
@@ -43,4 +46,10 @@ pub fn wait_until(
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// To stderr from a destructor: a closed pipe must not stop the cleaning up.
+pub fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -103,9 +103,12 @@ pub enum Inner {
     Truncated,
 }
 
-/// Sort an inner frame. `ipv6`: view behind the Ethernet header, if it fits.
+/// Sort an inner frame. `ipv4`, `ipv6`: views behind the Ethernet header, if
+/// they fit. The VXLAN device drops IP packets without a complete header, in
+/// both directions (pskb_inet_may_pull, skb_vlan_inet_prepare in
+/// include/net/ip_tunnels.h).
 #[inline(always)]
-pub fn classify(head: &InnerHead, ipv6: Option<&Ipv6Flow>) -> Inner {
+pub fn classify(head: &InnerHead, ipv4: Option<&Ipv4>, ipv6: Option<&Ipv6Flow>) -> Inner {
     if MacAddr(head.eth.destination).is_multicast() {
         return Inner::Multicast;
     }
@@ -115,6 +118,7 @@ pub fn classify(head: &InnerHead, ipv6: Option<&Ipv6Flow>) -> Inner {
     }
     match head.eth.ethertype() {
         ETH_P_8021Q | ETH_P_8021AD | ETH_P_ARP | ETH_P_RARP => Inner::Control,
+        ETH_P_IP if ipv4.is_none() => Inner::Truncated,
         ETH_P_IPV6 => match ipv6 {
             None => Inner::Truncated,
             Some(ip) if ip.next_header == IPPROTO_ICMPV6 && ND.contains(&ip.ports[0]) => {
@@ -132,5 +136,30 @@ pub fn ecn_unchanged(outer: &OuterV4, head: &InnerHead) -> bool {
     match head.traffic_class() {
         Some(inner) => ecn::decap_is_identity(outer.ip.tos, inner),
         None => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::view;
+
+    /// The kernel's device drops them; found by comparing with it.
+    #[test]
+    fn ip_packets_without_a_complete_header_are_left_to_the_kernel() {
+        for (ethertype, complete_bytes) in [(ETH_P_IP, 20), (ETH_P_IPV6, 44), (0x88b5, 2)] {
+            for length in 2..60 {
+                let mut frame = vec![0x02; 14 + length];
+                frame[12..14].copy_from_slice(&ethertype.to_be_bytes());
+                let head: &InnerHead = view(&frame, 0).unwrap();
+                let expected = if length < complete_bytes {
+                    Inner::Truncated
+                } else {
+                    Inner::Plain
+                };
+                let found = classify(head, view(&frame, 14), view(&frame, 14));
+                assert_eq!(found, expected, "{ethertype:#06x}, {length} bytes");
+            }
+        }
     }
 }

@@ -63,7 +63,8 @@ fn lookup(packet: &Packet<'_>, frame_bytes: u32, id: &mut SegmentId) -> Result<(
     }
 
     let head = packet.get::<InnerHead>(INNER).ok_or(IngressPassMalformed)?;
-    match decap::classify(head, packet.get(INNER + Ethernet::LEN)) {
+    let network = INNER + Ethernet::LEN;
+    match decap::classify(head, packet.get(network), packet.get(network)) {
         Inner::Plain => {}
         Inner::Multicast => return Err(IngressPassMulticast),
         Inner::Control => return Err(IngressPassInnerType),

@@ -161,11 +161,13 @@ impl Controller {
     async fn on_events(&mut self, events: Vec<Event>) -> Result<(), ControllerError> {
         let mut lost = false;
         let mut filters = false;
+        let mut targets = false;
         let mut tc = BTreeSet::new();
         for event in events {
             match event {
                 Event::Overrun => lost = true,
                 Event::FiltersChanged => filters = true,
+                Event::TargetsChanged => targets = true,
                 Event::TcChanged(ifindex) => drop(tc.insert(ifindex)),
                 event => self.model.apply(event),
             }
@@ -178,6 +180,10 @@ impl Controller {
         if filters {
             let filters = self.netlink.filters().await?;
             self.model.set_filters(filters);
+        }
+        if targets {
+            let targets = self.netlink.redirect_targets().await?;
+            self.model.set_redirect_targets(targets);
         }
         let mut hooked = self.model.hooked();
         if !tc.contains(&SHARED_TC_BLOCK) {
@@ -245,8 +251,10 @@ impl Controller {
 
     fn write(&mut self, updates: &[TableUpdate]) {
         self.counts.updates += updates.len() as u64;
+        for update in updates {
+            debug!("{update:?}");
+        }
         let refused = self.dataplane.apply(updates);
-        debug!("{} updates, {} refused", updates.len(), refused.len());
         if refused.is_empty() {
             return;
         }

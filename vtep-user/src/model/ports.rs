@@ -98,7 +98,16 @@ fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<(), Reaso
     }
     no_tc(world, link)?;
     port_flags(link.bridge_port.as_ref())?;
-    hook(settings, link)
+    hook(settings, link)?;
+    // Other drivers may only begin to take frames when they run a program.
+    if link.kind == LinkKind::Veth && !world.takes_redirected(link.ifindex) {
+        return Err(
+            "redirected frames would be lost: the other end of the veth does not poll; \
+                    turn GRO on there (`ethtool -K DEVICE gro on`)"
+                .into(),
+        );
+    }
+    Ok(())
 }
 
 /// Redirected frames would not pass tc (R41).

@@ -1,15 +1,16 @@
-//! Notifications: two multicast sockets (rtnetlink, nftables) turned into one
+//! Notifications: three multicast sockets (rtnetlink, nftables, netdev) made one
 //! stream of `Event`s. Waits without polling, reads in batches, completes
 //! partial link messages by asking, and never hides a loss.
 
 use std::io;
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::codec::{Message, messages};
 use super::decode::{Notice, notice};
 use super::error::{Failure, NetlinkError, device};
 use super::link::link;
+use super::netdev;
 use super::request::link_by_index;
 use super::socket::{Channel, KernelSocket};
 use crate::kernel::{Event, IfIndex};
@@ -42,6 +43,8 @@ pub struct Events {
     route: KernelSocket,
     /// `None` where the kernel has no nfnetlink.
     netfilter: Option<KernelSocket>,
+    /// `None` where the kernel has no netdev family.
+    netdev: Option<KernelSocket>,
     /// For links that a notification tells only in part.
     requests: Channel,
     ready: Vec<Event>,
@@ -61,7 +64,15 @@ impl Events {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             Err(error) => return Err(failed(error)),
         };
+        let netdev = match netdev::family().map_err(failed)? {
+            Some(family) => Some(
+                KernelSocket::open(NETLINK_GENERIC, &[family.group], RECEIVE_BYTES)
+                    .map_err(failed)?,
+            ),
+            None => None,
+        };
         Ok(Self {
+            netdev,
             route: KernelSocket::open(NETLINK_ROUTE, &ROUTE_GROUPS, RECEIVE_BYTES)
                 .map_err(failed)?,
             netfilter,
@@ -106,12 +117,10 @@ impl Events {
     }
 
     async fn wait(&self) -> io::Result<()> {
-        match &self.netfilter {
-            Some(netfilter) => tokio::select! {
-                ready = self.route.readable() => ready,
-                ready = netfilter.readable() => ready,
-            },
-            None => self.route.readable().await,
+        tokio::select! {
+            ready = self.route.readable() => ready,
+            ready = readable(self.netfilter.as_ref()) => ready,
+            ready = readable(self.netdev.as_ref()) => ready,
         }
     }
 
@@ -128,13 +137,17 @@ impl Events {
                 Err(error) => return Err(error),
             }
         }
-        if let Some(netfilter) = &mut self.netfilter {
-            // The filters are read again as a whole, so a loss here loses nothing.
+        // These are read again as a whole, so a loss here loses nothing.
+        for (socket, event) in [
+            (&mut self.netfilter, Event::FiltersChanged),
+            (&mut self.netdev, Event::TargetsChanged),
+        ] {
+            let Some(socket) = socket else { continue };
             for _ in 0..BATCH_EVENTS {
-                match netfilter.try_receive() {
+                match socket.try_receive() {
                     Ok(false) => break,
                     Err(error) if !is_loss(&error) => return Err(error),
-                    Ok(true) | Err(_) => push(&mut self.ready, Event::FiltersChanged),
+                    Ok(true) | Err(_) => push(&mut self.ready, event.clone()),
                 }
             }
         }
@@ -187,6 +200,13 @@ fn failed(error: io::Error) -> NetlinkError {
     Failure::Socket(error).during("watch", "network changes")
 }
 
+async fn readable(socket: Option<&KernelSocket>) -> io::Result<()> {
+    match socket {
+        Some(socket) => socket.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// ENOBUFS: the kernel dropped notifications. EMSGSIZE: one was cut short.
 fn is_loss(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EMSGSIZE))
@@ -201,8 +221,11 @@ fn add(message: &Message<'_>, ready: &mut Vec<Event>, partial: &mut Vec<IfIndex>
 }
 
 fn push(ready: &mut Vec<Event>, event: Event) {
-    let repeats = matches!(event, Event::RoutesChanged | Event::FiltersChanged)
-        && ready.last() == Some(&event);
+    let signal = matches!(
+        event,
+        Event::RoutesChanged | Event::FiltersChanged | Event::TargetsChanged
+    );
+    let repeats = signal && ready.last() == Some(&event);
     if !repeats {
         ready.push(event);
     }

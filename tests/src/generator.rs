@@ -3,10 +3,10 @@
 //! veth; an XDP program at the far end of the way counts and drops them.
 //! Both are counted, so that what was offered and what arrived are both known.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::maps::{Array, DevMapHash, MapData, PerCpuArray};
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, Pod};
@@ -43,6 +43,16 @@ pub struct Measured {
     pub elapsed: Duration,
 }
 
+/// The laboratory's eBPF object: in VTEP_EBPF_DIR, or where `cargo xtask build`
+/// leaves it.
+pub fn object() -> PathBuf {
+    let default =
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/bpfel-unknown-none/release");
+    std::env::var_os("VTEP_EBPF_DIR")
+        .map_or_else(default, PathBuf::from)
+        .join("lab")
+}
+
 impl Measured {
     /// Frames per second that arrived.
     pub fn rate(&self) -> f64 {
@@ -56,21 +66,30 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Loads the object and attaches the sink to `sink` and, where the ceiling
-    /// is measured, plain redirects. Runs in the caller's network namespace.
-    pub fn new(object: &Path, sink: &str, plan: Plan) -> Result<Self> {
+    /// Loads the object; nothing is attached yet.
+    pub fn load(object: &Path) -> Result<Self> {
         let mut ebpf = Ebpf::load_file(object)
             .with_context(|| format!("{}: run `cargo xtask build`", object.display()))?;
         for name in ["lab_generate", "lab_sink", "lab_redirect", "lab_pass"] {
             program(&mut ebpf, name)?.load()?;
         }
-        let mut generator = Self { ebpf };
-        generator.attach("lab_sink", sink)?;
-        let mut plans: Array<&mut MapData, Plan> = generator.map("LAB_PLAN")?;
+        Ok(Self { ebpf })
+    }
+
+    /// What is sent, and where to; `plan.ifindex` is a device of the caller's
+    /// network namespace, and frames go into it as if they came to its peer.
+    pub fn set_plan(&mut self, plan: Plan) -> Result<()> {
+        let mut plans: Array<&mut MapData, Plan> = self.map("LAB_PLAN")?;
         plans.set(0, plan, 0)?;
-        let mut ports: DevMapHash<&mut MapData> = generator.map("LAB_PORTS")?;
+        let mut ports: DevMapHash<&mut MapData> = self.map("LAB_PORTS")?;
         ports.insert(plan.ifindex, plan.ifindex, None, 0)?;
-        Ok(generator)
+        Ok(())
+    }
+
+    /// Count and drop what arrives at a device of the caller's network namespace,
+    /// until the generator is dropped.
+    pub fn attach_sink(&mut self, device: &str) -> Result<()> {
+        self.attach("lab_sink", device)
     }
 
     /// Plain redirect of everything that arrives at `device`.
@@ -158,20 +177,4 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
         .program_mut(name)
         .with_context(|| format!("program {name}"))?
         .try_into()?)
-}
-
-/// Run the calling thread, and with it the whole way of the frames, on one CPU.
-pub fn pin_to_cpu(cpu: usize) -> Result<()> {
-    // SAFETY: cpu_set_t is a plain bit set; all zero is the empty one.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `cpu` is below CPU_SETSIZE for any machine this runs on.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: `set` lives for the call.
-    let status = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) };
-    ensure!(
-        status == 0,
-        "cannot pin to CPU {cpu}: {}",
-        std::io::Error::last_os_error()
-    );
-    Ok(())
 }

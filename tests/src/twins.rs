@@ -1,0 +1,368 @@
+//! Two hosts that are alike to the last MAC address, one with the daemon and
+//! one without. The same frames go into both; what comes out is compared.
+
+use std::collections::{BTreeMap, HashMap};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use vtep_common::{MacAddr, Outcome, checksum};
+
+use crate::corpus::{self, Case, Way, World};
+use crate::daemon::Daemon;
+use crate::frames::vxlan;
+use crate::lab::{VM_MTU, VNI};
+use crate::wait_until;
+
+mod side;
+use side::{DEADLINE, MARKS, Side, remote_stations};
+
+/// Frames in flight at once: a quarter of the ring of a veth.
+const CHUNK: usize = 32;
+
+/// How the hosts are made.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Options of the VXLAN device.
+    pub vxlan: &'static str,
+    pub udp_port: u16,
+    /// What the device's bridge port learns.
+    pub bridge_learning: bool,
+    /// MTU of the second VM and its port.
+    pub small_mtu: u32,
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self {
+            vxlan: "",
+            udp_port: 4789,
+            bridge_learning: true,
+            small_mtu: 1500,
+        }
+    }
+}
+
+/// Where frames go in and come out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tap {
+    /// The router's end of the uplink.
+    Wire,
+    /// The first VM's card and the second's.
+    A,
+    C,
+}
+
+const TAPS: [Tap; 3] = [Tap::Wire, Tap::A, Tap::C];
+
+pub struct Twins {
+    pub world: World,
+    kernel: Side,
+    fast: Side,
+    pub daemon: Daemon,
+    chunks: u32,
+    /// Source ports of the accelerated host.
+    source_ports: std::ops::Range<u16>,
+    /// Frames put in since the start, and those of them that are marks.
+    seen_frames: u64,
+    fast_marks: u64,
+}
+
+/// What became of one run.
+#[derive(Debug)]
+pub struct Report {
+    pub frames: usize,
+    pub expected_fast: u64,
+    pub fast: u64,
+    /// By tap: frames that came out of either host.
+    pub out: BTreeMap<Tap, usize>,
+    /// Growth of every outcome that grew.
+    pub outcomes: BTreeMap<&'static str, u64>,
+}
+
+/// An inner frame as a remote sends it.
+pub fn encapsulated(world: &World, from: [u8; 4], inner: &[u8]) -> Vec<u8> {
+    let macs = [world.gateway_mac, world.uplink_mac];
+    vxlan(macs, [from, corpus::HOST_IP], world.udp_port, VNI, inner)
+}
+
+impl Twins {
+    pub fn new(device: &Device) -> Result<Self> {
+        let (kernel, fast) = (Side::new(device)?, Side::new(device)?);
+        let vms = &fast.lab.vms;
+        let host = &fast.lab.hosts[0];
+        let daemon = Daemon::start(host, &[&vms[0].port, &vms[1].port])?;
+        for mac in [corpus::A, corpus::A2, corpus::C] {
+            daemon.wait_accelerated(mac)?;
+        }
+        for (mac, _) in remote_stations() {
+            daemon.wait_accelerated(mac)?;
+        }
+        let mut words = device.vxlan.split_whitespace();
+        let source_ports = match words.find(|word| *word == "srcport") {
+            Some(_) => {
+                let mut bound = || {
+                    words
+                        .next()
+                        .context("srcport MIN MAX")?
+                        .parse()
+                        .context("port")
+                };
+                bound()?..bound()?
+            }
+            None => 49152..u16::MAX,
+        };
+        let world = World {
+            udp_port: device.udp_port,
+            tunnel_max: VM_MTU as usize + 14,
+            local_max: device.small_mtu.min(1500) as usize + 14,
+            learning: device.bridge_learning || !device.vxlan.contains("nolearning"),
+            uplink_mac: host.uplink_mac,
+            gateway_mac: host.gateway_mac,
+        };
+        Ok(Self {
+            world,
+            kernel,
+            fast,
+            daemon,
+            chunks: 0,
+            source_ports,
+            seen_frames: 0,
+            fast_marks: 0,
+        })
+    }
+
+    /// Put the cases into both hosts at `tap`, take everything that comes out.
+    /// `Err` where the hosts differ, or a frame was not counted once.
+    pub fn run(&mut self, tap: Tap, cases: &[Case]) -> Result<Report> {
+        let before = self.outcomes()?;
+        let (seen, marks) = (self.seen_frames, self.fast_marks);
+        for side in [&mut self.kernel, &mut self.fast] {
+            side.out.clear();
+        }
+        for chunk in cases.chunks(CHUNK) {
+            let mut frames: Vec<Vec<u8>> = chunk.iter().map(|case| case.frame.clone()).collect();
+            for side in [&mut self.kernel, &mut self.fast] {
+                side.taps[tap as usize].send_batch(&mut frames)?;
+                side.drain(&self.world, self.chunks)?;
+            }
+            self.chunks += 1;
+            self.seen_frames += (chunk.len() + MARKS.len()) as u64;
+            self.fast_marks += MARKS.iter().filter(|mark| mark.fast).count() as u64;
+        }
+        let report = self.report(
+            cases,
+            before,
+            self.seen_frames - seen,
+            self.fast_marks - marks,
+        )?;
+        self.compare(cases)?;
+        self.flows(cases)?;
+        Ok(report)
+    }
+
+    /// R42: every frame in exactly one outcome.
+    fn report(
+        &self,
+        cases: &[Case],
+        before: BTreeMap<&'static str, u64>,
+        seen: u64,
+        marks: u64,
+    ) -> Result<Report> {
+        let mut after = self.outcomes()?;
+        for (name, count) in &mut after {
+            *count -= before.get(name).copied().unwrap_or(0);
+        }
+        after.retain(|_, count| *count > 0);
+        let sum: u64 = after.values().sum();
+        ensure!(
+            sum == seen,
+            "{seen} frames went in, {sum} outcomes were counted: {after:?}"
+        );
+        let fast: u64 = Outcome::ALL
+            .iter()
+            .filter(|outcome| outcome.is_fast())
+            .filter_map(|outcome| after.get(outcome.name()))
+            .sum();
+        let count = |way| cases.iter().filter(|case| case.way == way).count() as u64;
+        let out = self.fast.out.iter().map(|(tap, out)| (*tap, out.len()));
+        let report = Report {
+            frames: cases.len(),
+            expected_fast: count(Way::Fast),
+            fast: fast - marks,
+            out: out.collect(),
+            outcomes: after,
+        };
+        ensure!(
+            report.fast * 100 >= report.expected_fast * 99
+                && report.fast <= report.expected_fast + count(Way::Either),
+            "the fast path took {} of {} frames: {report:?}",
+            report.fast,
+            report.expected_fast
+        );
+        Ok(report)
+    }
+
+    pub fn outcomes(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let stats = self.daemon.json(&["stats"])?;
+        let frames = |outcome: &Outcome| {
+            let name = outcome.name();
+            let frames = stats["outcomes"][name]["frames"].as_u64();
+            Ok((name, frames.with_context(|| format!("no outcome {name}"))?))
+        };
+        Outcome::ALL.iter().map(frames).collect()
+    }
+
+    /// The same frames at every tap, byte for byte but for what may differ.
+    fn compare(&self, cases: &[Case]) -> Result<()> {
+        let mut differences = Vec::new();
+        for tap in TAPS {
+            let mut balance: HashMap<Vec<u8>, i32> = HashMap::new();
+            for (side, sign) in [(&self.kernel, 1), (&self.fast, -1)] {
+                for frame in side.out.get(&tap).into_iter().flatten() {
+                    let normal = self.normal_form(tap, frame)?;
+                    *balance.entry(normal).or_default() += sign;
+                }
+            }
+            for (frame, sum) in balance.into_iter().filter(|(_, sum)| *sum != 0) {
+                let number = corpus::number(&frame);
+                let case = number.and_then(|number| cases.get(number));
+                let side = if sum > 0 { "kernel" } else { "accelerated" };
+                differences.push(format!(
+                    "{tap:?}, {} times more from the {side} host: case {number:?} {}\n  {}",
+                    sum.abs(),
+                    case.map_or("", |case| &case.what),
+                    hex(&frame)
+                ));
+            }
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        differences.sort();
+        bail!(
+            "{} differences, the first of them:\n{}",
+            differences.len(),
+            differences[..differences.len().min(12)].join("\n")
+        )
+    }
+
+    /// What may differ set to zero, after a look whether it is right: outer source
+    /// port, IPv4 identification and the checksums over them.
+    fn normal_form(&self, tap: Tap, frame: &[u8]) -> Result<Vec<u8>> {
+        let mut frame = frame.to_vec();
+        if tap != Tap::Wire || frame.len() < 34 || frame[12..14] != [8, 0] {
+            return Ok(frame);
+        }
+        ensure!(
+            checksum::bytes(&frame[14..34]) == 0xffff,
+            "outer IPv4 checksum: {}",
+            hex(&frame)
+        );
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+        let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
+        // Fragments are always the kernel's, on both hosts.
+        if fragment || !crate::frames::is_udp_to(&frame, self.world.udp_port) {
+            return Ok(frame);
+        }
+        if frame[40..42] != [0, 0] {
+            let (source, destination) = (array(&frame[26..30]), array(&frame[30..34]));
+            let length = (frame.len() - 34) as u16;
+            let sum = checksum::udp_pseudo_v4(source, destination, length)
+                + u64::from(checksum::bytes(&frame[34..]));
+            ensure!(
+                checksum::fold(sum) == 0xffff,
+                "outer UDP checksum: {}",
+                hex(&frame)
+            );
+            frame[40..42].fill(0xff);
+        }
+        frame[34..36].fill(0);
+        Ok(frame)
+    }
+
+    /// Within a flow, frames of one way keep their order, fast ones their source
+    /// port too (R4).
+    fn flows(&self, cases: &[Case]) -> Result<()> {
+        for tap in TAPS {
+            let mut last: HashMap<(u64, bool), usize> = HashMap::new();
+            let mut ports: HashMap<u64, u16> = HashMap::new();
+            for frame in self.fast.out.get(&tap).into_iter().flatten() {
+                let Some((number, case)) =
+                    corpus::number(frame).and_then(|number| Some((number, cases.get(number)?)))
+                else {
+                    continue;
+                };
+                let fast = case.way == Way::Fast;
+                if case.way != Way::Either
+                    && let Some(before) = last.insert((case.flow, fast), number)
+                {
+                    // Flooded frames leave several times.
+                    ensure!(
+                        before <= number,
+                        "{tap:?}: frame {number} came after {before}: {}",
+                        case.what
+                    );
+                }
+                if !fast || tap != Tap::Wire {
+                    continue;
+                }
+                let port = u16::from_be_bytes([frame[34], frame[35]]);
+                ensure!(
+                    self.source_ports.contains(&port),
+                    "source port {port} not in {:?}",
+                    self.source_ports
+                );
+                let first = *ports.entry(case.flow).or_insert(port);
+                ensure!(
+                    first == port,
+                    "source ports {first} and {port} in one flow: {}",
+                    case.what
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// R7: both kernels know the same stations at the same places.
+    pub fn compare_fdb(&self) -> Result<Vec<String>> {
+        let (kernel, fast) = (self.kernel.fdb()?, self.fast.fdb()?);
+        let missing: Vec<&String> = kernel.iter().filter(|l| !fast.contains(l)).collect();
+        let added: Vec<&String> = fast.iter().filter(|l| !kernel.contains(l)).collect();
+        ensure!(
+            kernel == fast,
+            "missing in the accelerated host: {missing:#?}, additional: {added:#?}"
+        );
+        Ok(kernel)
+    }
+
+    /// Frames that came out of the accelerated host in the last run.
+    pub fn out(&self, tap: Tap) -> &[Vec<u8>] {
+        self.fast.out.get(&tap).map_or(&[], Vec::as_slice)
+    }
+
+    /// Wait until the maps say about a station what the kernel's FDB says.
+    pub fn wait_place(&self, mac: MacAddr, place: &str) -> Result<()> {
+        wait_until(DEADLINE, &format!("{mac} at {place}"), || {
+            Ok(self
+                .daemon
+                .fdb(mac)?
+                .is_some_and(|row| row["location"].to_string().contains(place)))
+        })?;
+        Ok(())
+    }
+}
+
+fn array(bytes: &[u8]) -> [u8; 4] {
+    [bytes[0], bytes[1], bytes[2], bytes[3]]
+}
+
+fn hex(frame: &[u8]) -> String {
+    let shown = &frame[..frame.len().min(120)];
+    let text: String = shown.iter().map(|byte| format!("{byte:02x}")).collect();
+    let more = frame.len() - shown.len();
+    if more == 0 {
+        text
+    } else {
+        format!("{text} and {more} more")
+    }
+}
