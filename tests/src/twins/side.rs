@@ -30,6 +30,7 @@ impl Side {
             hosts: 1,
             vxlan: device.vxlan.into(),
             udp_port: device.udp_port,
+            ..Options::default()
         };
         let mut lab = Lab::with(&options)?;
         lab.add_vm(0)?;

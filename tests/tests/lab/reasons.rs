@@ -371,6 +371,37 @@ fn options_that_are_not_understood_leave_the_segment_to_the_kernel() {
     scene.session.finish().unwrap();
 }
 
+/// An uplink that drops what is redirected to it: frames are still stripped, but
+/// not encapsulated. (For ports see `traffic`.)
+#[test]
+fn uplink_that_would_drop_redirected_frames_sends_nothing() {
+    if !is_root("uplink_that_would_drop_redirected_frames_sends_nothing") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.lab.router.run("ethtool -K to1 gro off").unwrap();
+    let daemon = &scene.daemons[0];
+    wait_until(
+        Duration::from_secs(2),
+        "the remote is left to the kernel",
+        || {
+            let rows = daemon.json(&["remote", "show"])?;
+            let reason = rows[0]["reason"].as_str().unwrap_or("").to_owned();
+            Ok(reason.contains("redirected"))
+        },
+    )
+    .unwrap();
+    let before = daemon.frames("egress-remote").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(daemon.frames("egress-remote").unwrap(), before);
+    scene.lab.router.run("ethtool -K to1 gro on").unwrap();
+    wait_until(Duration::from_secs(2), "and accelerated again", || {
+        Ok(daemon.frames("egress-remote")? > before + 10)
+    })
+    .unwrap();
+    scene.session.finish().unwrap();
+}
+
 #[test]
 fn programs_of_somebody_else_stay() {
     if !is_root("programs_of_somebody_else_stay") {
