@@ -471,7 +471,9 @@ fn uplink_with_a_too_large_mtu_is_named() {
     );
     let session = Session::start(&lab.vms[a], &lab.vms[b]).unwrap();
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(daemon.frames("egress-remote").unwrap(), 0);
+    // Each attempt that is refused lets a frame or two through: the uplink can send, it only
+    // cannot receive on the fast path.
+    assert!(daemon.frames("egress-remote").unwrap() < 20);
     // The peer's MTU is what counts, and nobody hears of it; trying again does.
     lab.router.run("ip link set to1 mtu 1500").unwrap();
     let after = wait_until(Duration::from_secs(10), "the uplink is accelerated", || {
@@ -479,7 +481,7 @@ fn uplink_with_a_too_large_mtu_is_named() {
     });
     println!("attached {:?} after the MTU was right", after.unwrap());
     wait_until(Duration::from_secs(5), "frames take the fast path", || {
-        Ok(daemon.frames("egress-remote")? > 20)
+        Ok(daemon.frames("egress-remote")? > 100)
     })
     .unwrap();
     session.finish().unwrap();
