@@ -33,6 +33,25 @@ impl Direction {
     }
 }
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scenario {
+    pub direction: Direction,
+    /// Number of flows; each has its own pair of MACs and its own ports.
+    pub flows: u16,
+}
+
+impl Scenario {
+    pub fn name(self) -> String {
+        format!(
+            "{}, {} flow{}",
+            self.direction.name(),
+            self.flows,
+            if self.flows == 1 { "" } else { "s" }
+        )
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Contestant {
     /// The sink directly at the generator's peer: what the generator costs.
@@ -67,7 +86,7 @@ pub struct Setup {
 
 /// Frames/s of every run, by contestant.
 pub struct Results {
-    pub direction: Direction,
+    pub scenario: Scenario,
     pub rates: Vec<(Contestant, Vec<f64>)>,
 }
 
@@ -80,12 +99,12 @@ struct Lane {
 }
 
 impl Lane {
-    fn start(setup: &Setup, contestant: Contestant, direction: Direction) -> Result<Self> {
+    fn start(setup: &Setup, contestant: Contestant, scenario: Scenario) -> Result<Self> {
         let (go, wait_go) = channel();
         let (report, done) = channel();
         let (vtep, lab, time) = (setup.vtep.clone(), setup.lab.clone(), setup.time);
         let thread = std::thread::spawn(move || {
-            let built = Host::build(contestant, direction, &vtep, &lab);
+            let built = Host::build(contestant, scenario, &vtep, &lab);
             let mut host = match built {
                 Ok(host) => host,
                 Err(error) => {
@@ -97,7 +116,7 @@ impl Lane {
             let check = host.check();
             let _ = report.send(check);
             while wait_go.recv().is_ok() {
-                let _ = report.send(host.generator.run(&host.frame, time));
+                let _ = report.send(host.measure(time));
             }
         });
         let lane = Self {
@@ -109,7 +128,7 @@ impl Lane {
         lane.done
             .recv()
             .context("contestant thread died")?
-            .with_context(|| format!("{} {}", contestant.name(), direction.name()))?;
+            .with_context(|| format!("{}: {}", contestant.name(), scenario.name()))?;
         Ok(lane)
     }
 
@@ -128,10 +147,10 @@ impl Lane {
 }
 
 /// Run one scenario.
-pub fn run(setup: &Setup, direction: Direction, progress: bool) -> Result<Results> {
+pub fn run(setup: &Setup, scenario: Scenario, progress: bool) -> Result<Results> {
     let lanes = Contestant::ALL
         .into_iter()
-        .map(|contestant| Lane::start(setup, contestant, direction))
+        .map(|contestant| Lane::start(setup, contestant, scenario))
         .collect::<Result<Vec<_>>>()?;
     let mut rates: Vec<(Contestant, Vec<f64>)> = Contestant::ALL
         .into_iter()
@@ -149,14 +168,14 @@ pub fn run(setup: &Setup, direction: Direction, progress: bool) -> Result<Result
         if progress {
             eprintln!(
                 "{}: round {} of {}",
-                direction.name(),
+                scenario.name(),
                 round + 1,
                 setup.rounds
             );
         }
     }
     lanes.into_iter().try_for_each(Lane::finish)?;
-    Ok(Results { direction, rates })
+    Ok(Results { scenario, rates })
 }
 
 struct Host {
@@ -167,15 +186,11 @@ struct Host {
 }
 
 impl Host {
-    fn build(
-        contestant: Contestant,
-        direction: Direction,
-        vtep: &Path,
-        lab: &Path,
-    ) -> Result<Self> {
+    fn build(contestant: Contestant, scenario: Scenario, vtep: &Path, lab: &Path) -> Result<Self> {
         pin_to_cpu(0);
         host::enter_new_namespace()?;
         host::make_wires()?;
+        let Scenario { direction, flows } = scenario;
         let (inject, near, far) = match direction {
             Direction::Egress => (host::VM, host::PORT, host::WIRE),
             Direction::Ingress => (host::WIRE, host::UPLINK, host::VM),
@@ -184,13 +199,21 @@ impl Host {
             Direction::Egress => frames::plain(host::LOCAL_MAC, host::REMOTE_MAC, FRAME_BYTES),
             Direction::Ingress => frames::plain(host::REMOTE_MAC, host::LOCAL_MAC, FRAME_BYTES),
         };
-        let frame = match direction {
-            Direction::Egress => inner,
-            Direction::Ingress => frames::encapsulated(&inner),
+        let (frame, inner_at) = match direction {
+            Direction::Egress => (inner, 0),
+            Direction::Ingress => (
+                frames::encapsulated(&inner, flows == 1),
+                frames::OUTER_BYTES,
+            ),
         };
+        // Last two bytes of both MACs, and the inner UDP source port.
         let plan = Plan {
+            flows: flows.into(),
             ifindex: host::ifindex(inject)?,
-            ..Plan::default()
+            first_mac_at: inner_at + 4,
+            second_mac_at: inner_at + 10,
+            port_at: inner_at + 34,
+            pad: 0,
         };
         let sink = if contestant == Contestant::Drop {
             near
@@ -210,10 +233,10 @@ impl Host {
                 };
                 generator.redirect(near, host::ifindex(to)?)?;
             }
-            Contestant::Kernel => host::make_segment(1)?,
+            Contestant::Kernel => host::make_segment(flows)?,
             Contestant::Vtep => {
-                host::make_segment(1)?;
-                daemon = Some(Daemon::start(vtep, direction)?);
+                host::make_segment(flows)?;
+                daemon = Some(Daemon::start(vtep, scenario)?);
             }
         }
         Ok(Self {
@@ -286,13 +309,18 @@ struct Daemon {
 }
 
 impl Daemon {
-    fn start(vtep: &Path, direction: Direction) -> Result<Self> {
+    fn start(vtep: &Path, scenario: Scenario) -> Result<Self> {
         let config = tempfile::NamedTempFile::new()?;
         std::fs::write(
             config.path(),
             format!("[ports.{}]\nhook = \"xdp\"\n", host::PORT),
         )?;
-        let instance = format!("bench-{}-{}", std::process::id(), direction.name());
+        let instance = format!(
+            "bench-{}-{}-{}",
+            std::process::id(),
+            scenario.direction.name(),
+            scenario.flows
+        );
         let child = Command::new(vtep)
             .args(["--instance", &instance, "--netns"])
             .arg(host::namespace_path())
@@ -310,7 +338,7 @@ impl Daemon {
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             match daemon.query("status") {
-                Ok(status) if ready(&status) => return Ok(daemon),
+                Ok(status) if ready(&status, 2 * u64::from(scenario.flows)) => return Ok(daemon),
                 last if Instant::now() > deadline => {
                     bail!("vtep did not become ready: {last:?}")
                 }
@@ -354,8 +382,8 @@ impl Daemon {
     }
 }
 
-/// Ready, with uplink and port on the fast path and the remote resolved.
-fn ready(status: &Value) -> bool {
+/// Ready, with uplink and port on the fast path and all entries in the maps.
+fn ready(status: &Value, entries: u64) -> bool {
     let all = |list: &Value| {
         list.as_array().is_some_and(|rows| {
             !rows.is_empty()
@@ -364,5 +392,8 @@ fn ready(status: &Value) -> bool {
                     .all(|row| row["accelerated"] == Value::Bool(true))
         })
     };
-    status["ready"] == Value::Bool(true) && all(&status["uplinks"]) && all(&status["ports"])
+    let held = status["counters"]["fdb_entries"]
+        .as_u64()
+        .is_some_and(|held| held >= entries);
+    held && status["ready"] == Value::Bool(true) && all(&status["uplinks"]) && all(&status["ports"])
 }

@@ -39,14 +39,20 @@ pub fn plain(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
     )
 }
 
-/// `inner` as it comes from the remote, with a UDP checksum as Linux peers send
-/// it by default.
-pub fn encapsulated(inner: &[u8]) -> Vec<u8> {
+/// What [`encapsulated`] puts in front.
+pub const OUTER_BYTES: u32 = 50;
+
+/// `inner` as it comes from the remote. Linux peers send a UDP checksum by
+/// default; frames that are changed later cannot have one.
+pub fn encapsulated(inner: &[u8], checksum: bool) -> Vec<u8> {
     let mut payload = vec![8, 0, 0, 0];
     payload.extend((VNI << 8).to_be_bytes());
     payload.extend(inner);
     let mut packet = ipv4_udp(REMOTE_IP, LOCAL_IP, [50_000, 4789], &payload);
     let length = packet.len() as u16 - 20;
+    if !checksum {
+        return ethernet(ROUTER_MAC, UPLINK_MAC, &packet);
+    }
     let sum = checksum::udp_pseudo_v4(REMOTE_IP, LOCAL_IP, length)
         + checksum::bytes(&packet[20..]) as u64;
     let sum = !checksum::fold(sum);

@@ -86,9 +86,13 @@ pub fn make_wires() -> Result<()> {
         run(&format!("ip link add {host} type veth peer name {far}"))?;
         for end in [host, far] {
             run(&format!(
-                "ethtool -K {end} tso off gso off tx off txvlan off gro on"
+                "ethtool -K {end} tso off gso off tx off txvlan off"
             ))?;
             run(&format!("ip link set {end} up"))?;
+        }
+        // Only now: an end that is down does not tell the other that it polls.
+        for end in [host, far] {
+            run(&format!("ethtool -K {end} gro on"))?;
         }
     }
     Ok(())

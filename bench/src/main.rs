@@ -1,5 +1,5 @@
 //! `cargo xtask bench`: what this VTEP does against what would run instead.
-//! One scenario per direction; contestants are interleaved in one run, and only
+//! One scenario per direction and number of flows; contestants are interleaved in one run, and only
 //! ratios are results (PERFORMANCE traps: see ARCHITECTURE.md).
 
 mod contest;
@@ -7,18 +7,21 @@ mod frames;
 mod host;
 mod report;
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
 use vtep_tests::{daemon, generator};
 
+use crate::contest::{Direction, Scenario};
+
 /// Measure egress and ingress frames/s of this VTEP, of the kernel's bridge and
 /// vxlan, and of a plain XDP redirect, on one core.
 #[derive(Parser)]
 #[command(name = "vtep-bench")]
 struct Args {
-    /// Short rounds: the whole run stays under two minutes.
+    /// One flow only, short rounds: the whole run stays under two minutes.
     #[arg(long)]
     quick: bool,
     /// Print JSON instead of the table.
@@ -29,9 +32,18 @@ struct Args {
     rounds: u32,
 }
 
-fn main() -> Result<()> {
-    let args = Args::parse();
-    let time = Duration::from_millis(if args.quick { 700 } else { 3000 });
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let time = Duration::from_millis(if args.quick { 700 } else { 1500 });
     let setup = contest::Setup {
         vtep: daemon::binary(),
         lab: generator::object(),
@@ -39,8 +51,14 @@ fn main() -> Result<()> {
         rounds: args.rounds,
     };
     let mut results = Vec::new();
-    for direction in [contest::Direction::Egress, contest::Direction::Ingress] {
-        results.push(contest::run(&setup, direction, !args.json)?);
+    for flows in if args.quick { vec![1] } else { vec![1, 16_384] } {
+        for direction in [Direction::Egress, Direction::Ingress] {
+            results.push(contest::run(
+                &setup,
+                Scenario { direction, flows },
+                !args.json,
+            )?);
+        }
     }
     if args.json {
         println!("{}", report::json(&results)?);

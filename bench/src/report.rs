@@ -67,8 +67,8 @@ pub fn table(all: &[Results]) -> String {
     for results in all {
         let _ = writeln!(
             out,
-            "\n{}: 64-byte frames, one flow, one core (generator, way and sink share it)",
-            results.direction.name()
+            "\n{}: 64-byte frames, one core (generator, way and sink share it)",
+            results.scenario.name()
         );
         let _ = writeln!(
             out,
@@ -117,7 +117,7 @@ pub fn json(all: &[Results]) -> Result<String> {
                     })
                 })
                 .collect();
-            json!({ "scenario": results.direction.name(), "frame_bytes": 64, "flows": 1, "contestants": contestants })
+            json!({ "scenario": results.scenario.direction.name(), "frame_bytes": 64, "flows": results.scenario.flows, "contestants": contestants })
         })
         .collect();
     Ok(serde_json::to_string_pretty(

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::lab::Host;
 use crate::netns::execute;
-use crate::wait_until;
+use crate::{complain, wait_until};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -31,6 +31,20 @@ pub fn binary() -> PathBuf {
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/vtep"),
         PathBuf::from,
     )
+}
+
+/// Run a command that must fail with one line on stderr and nothing on stdout.
+pub fn refusal(command: &mut Command) -> Result<(i32, String)> {
+    let output = command.stdin(Stdio::null()).output()?;
+    let (out, line) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    let code = output.status.code().context("killed")?;
+    if code == 0 || !out.is_empty() || line.lines().count() != 1 || !line.starts_with("vtep: ") {
+        bail!("{command:?}: exit {code}, stdout:\n{out}\nstderr:\n{line}");
+    }
+    Ok((code, line.trim_end().to_owned()))
 }
 
 impl Daemon {
@@ -126,11 +140,26 @@ impl Daemon {
         Ok(String::from_utf8_lossy(&execute(&mut command)?.stdout).into_owned())
     }
 
+    /// A command that must fail: exit status and the one line it says.
+    pub fn refusal(&self, words: &[&str]) -> Result<(i32, String)> {
+        let mut command = Command::new(&self.vtep);
+        command.args(["--instance", &self.instance]).args(words);
+        refusal(&mut command)
+    }
+
     /// A command with `--json`; the parsed answer.
     pub fn json(&self, words: &[&str]) -> Result<Value> {
         let mut all = vec!["--json"];
         all.extend(words);
         Ok(serde_json::from_str(&self.cli(&all)?)?)
+    }
+
+    /// The row of a list in `status` ("uplinks", "segments", "ports") whose
+    /// `key` is `value`.
+    pub fn status_row(&self, list: &str, key: &str, value: &str) -> Result<Option<Value>> {
+        let status = self.json(&["status"])?;
+        let rows = status[list].as_array().context("no such list")?;
+        Ok(rows.iter().find(|row| row[key] == *value).cloned())
     }
 
     /// The FDB row of a MAC in the laboratory's segment.
@@ -185,10 +214,16 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("log of the daemon {}:\n{}", self.instance, self.log());
+            complain(&format!(
+                "log of the daemon {}:\n{}",
+                self.instance,
+                self.log()
+            ));
         }
         if let Err(error) = self.kill9().and_then(|()| self.cli(&["unload"]).map(drop)) {
-            eprintln!("{}: {error:#}", self.instance);
+            complain(&format!("{}: {error:#}", self.instance));
         }
+        // Nobody will use the name again, so nobody can be waiting for the lock.
+        let _ = std::fs::remove_file(format!("/run/vtep/{}.lock", self.instance));
     }
 }

@@ -21,6 +21,9 @@ pub struct Options {
     /// Options of `ip link add .. type vxlan`, beside id, local address and port.
     pub vxlan: String,
     pub udp_port: u16,
+    /// Whether hosts have bridge and VXLAN device, and VMs are plugged in;
+    /// without, the test makes them.
+    pub segment: bool,
 }
 
 impl Default for Options {
@@ -29,6 +32,7 @@ impl Default for Options {
             hosts: 2,
             vxlan: String::new(),
             udp_port: 4789,
+            segment: true,
         }
     }
 }
@@ -63,6 +67,7 @@ pub struct Lab {
     pub router: Netns,
     pub hosts: Vec<Host>,
     pub vms: Vec<Vm>,
+    segment: bool,
 }
 
 impl Lab {
@@ -78,6 +83,7 @@ impl Lab {
             router,
             hosts: Vec::new(),
             vms: Vec::new(),
+            segment: options.segment,
         };
         for number in 0..options.hosts {
             lab.add_host(number, options)?;
@@ -109,14 +115,32 @@ impl Lab {
             "ip addr add {gateway}/24 dev {far}
              ip link set {far} up"
         ))?;
+        netns.run_all(&format!(
+            "ip addr add {address}/24 dev {UPLINK}
+             ip link set {UPLINK} up
+             ip route add default via {gateway}"
+        ))?;
+        let host = Host {
+            netns,
+            address,
+            gateway,
+            uplink_mac,
+            gateway_mac,
+        };
+        if options.segment {
+            self.add_segment(&host, options)?;
+        }
+        self.hosts.push(host);
+        Ok(())
+    }
+
+    fn add_segment(&self, host: &Host, options: &Options) -> Result<()> {
+        let (netns, address) = (&host.netns, host.address);
         let Options {
             vxlan, udp_port, ..
         } = options;
         netns.run_all(&format!(
-            "ip addr add {address}/24 dev {UPLINK}
-             ip link set {UPLINK} up
-             ip route add default via {gateway}
-             ip link add {BRIDGE} type bridge
+            "ip link add {BRIDGE} type bridge
              ip link add {VXLAN} type vxlan id {VNI} local {address} dstport {udp_port} {vxlan}
              ip link set {VXLAN} mtu {VM_MTU} master {BRIDGE}
              ip link set {VXLAN} up
@@ -132,13 +156,6 @@ impl Lab {
                 "bridge fdb append 00:00:00:00:00:00 dev {VXLAN} dst {address}"
             ))?;
         }
-        self.hosts.push(Host {
-            netns,
-            address,
-            gateway,
-            uplink_mac,
-            gateway_mac,
-        });
         Ok(())
     }
 
@@ -160,7 +177,10 @@ impl Lab {
              ip addr add {address}/24 dev eth0
              ip link set eth0 up"
         ))?;
-        plug(host, &port)?;
+        host.run(&format!("ethtool -K {port} gro on"))?;
+        if self.segment {
+            plug(host, &port)?;
+        }
         self.vms.push(Vm {
             netns,
             mac,
@@ -178,6 +198,7 @@ impl Lab {
         self.hosts[from]
             .netns
             .run(&format!("ip link set {port} netns {}", to.name()))?;
+        to.run(&format!("ethtool -K {port} gro on"))?;
         plug(to, port)
     }
 

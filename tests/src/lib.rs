@@ -7,6 +7,7 @@ pub mod daemon;
 pub mod frames;
 pub mod generator;
 pub mod lab;
+pub mod maps;
 pub mod netns;
 pub mod streams;
 pub mod twins;
@@ -45,4 +46,10 @@ pub fn wait_until(
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// To stderr from a destructor: a closed pipe must not stop the cleaning up.
+pub fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{text}");
 }

@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use crate::complain;
+
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// One host. The name carries our process id, so that leftovers of a killed
@@ -118,7 +120,7 @@ impl Netns {
 impl Drop for Netns {
     fn drop(&mut self) {
         if let Err(error) = execute(Command::new("ip").args(["netns", "del", &self.name])) {
-            eprintln!("namespace {} is left: {error:#}", self.name);
+            complain(&format!("namespace {} is left: {error:#}", self.name));
         }
     }
 }

@@ -127,7 +127,9 @@ fn to_remote(
         vni_word: port.vni_word,
         ecn: head.traffic_class().map_or(0, ecn::encap),
         source_port: flow::source_port(hash, remote.port_min, remote.port_count),
-        identification: hash as u16,
+        // Unique in a flow while its fragments may be under way (RFC 6864 section 4.2); the hash
+        // keeps flows of several CPUs apart.
+        identification: (hash ^ maps::encapsulated_frames(port.segment)) as u16,
         inner_sum,
     };
     Ok(Way::Remote(remote, frame))

@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
 use vtep_common::Outcome;
 use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, Location, Port, Remote, Segment, VniKey, stats_index,
+    Config, Counter, FdbKey, Location, Port, Remote, Segment, SegmentId, VniKey, stats_index,
 };
 
 use crate::Verdict;
@@ -116,6 +116,14 @@ pub fn redirect(ifindex: u32) -> bool {
     TX_PORTS
         .redirect(ifindex, xdp_action::XDP_PASS as u64)
         .is_ok()
+}
+
+/// Frames of a segment that this CPU has encapsulated: what makes the outer
+/// identifications of a flow differ.
+#[inline(always)]
+pub fn encapsulated_frames(segment: SegmentId) -> u32 {
+    let counter = STATS.get(stats_index(segment, Outcome::EgressRemote));
+    counter.map_or(0, |counter| counter.frames as u32)
 }
 
 /// One frame, one increment (R42).

@@ -2,6 +2,7 @@
 //! reports and what `model` decides on. No I/O here. One `Event` is one netlink
 //! notification; a `Snapshot` is one full dump.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use vtep_common::{MacAddr, Vni};
@@ -28,6 +29,12 @@ pub enum Event {
     RoutesChanged,
     /// An nftables table, chain or rule changed: `Filters` has to be read again.
     FiltersChanged,
+    /// A device came, went, or takes redirected frames or not any more:
+    /// `Snapshot::redirect_targets` has to be read again.
+    TargetsChanged,
+    /// A tc qdisc or filter of a device changed: somebody else may have to see its
+    /// frames now.
+    TcChanged(IfIndex),
     /// Notifications were lost (ENOBUFS): only a full dump helps.
     Overrun,
 }
@@ -40,6 +47,9 @@ pub struct Snapshot {
     pub fdb: Vec<FdbEntry>,
     pub neighbours: Vec<Neighbour>,
     pub filters: Filters,
+    /// Devices that take redirected frames; `None` where the kernel does not tell
+    /// (before Linux 6.3).
+    pub redirect_targets: Option<BTreeSet<IfIndex>>,
 }
 
 /// A network device (RTM_NEWLINK).

@@ -5,32 +5,30 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::run::{as_root, run, workspace};
-use crate::{build, setup};
+use crate::run::{as_root, cargo, run, workspace};
+use crate::{build, leftovers, setup};
 
 pub fn demo() -> Result<()> {
-    prepare("vtep-tests")?;
-    run(with_paths(as_root("env")?).arg(workspace().join("target/release/vtep-demo")))
+    run_binary("vtep-tests", "vtep-demo", &[])
 }
 
 pub fn bench(options: &[String]) -> Result<()> {
-    prepare("vtep-bench")?;
-    run(with_paths(as_root("env")?)
-        .arg(workspace().join("target/release/vtep-bench"))
-        .args(options))
+    run_binary("vtep-bench", "vtep-bench", options)
 }
 
-fn prepare(package: &str) -> Result<()> {
+fn run_binary(package: &str, binary: &str, options: &[String]) -> Result<()> {
     setup::run()?;
-    build::run_all(true)?;
-    run(Command::new("cargo")
-        .args(["build", "--quiet", "--release", "--package", package])
-        .current_dir(workspace()))
+    build::all(false)?;
+    run(cargo("cargo", "build").args(["--quiet", "--package", package]))?;
+    let path = workspace().join("target/debug").join(binary);
+    let result = run(with_paths(as_root("env")?).arg(path).args(options));
+    leftovers::remove();
+    result
 }
 
 /// `env`, because sudo keeps no environment.
 fn with_paths(mut env: Command) -> Command {
-    env.arg(format!("VTEP_BIN={}", build::vtep_binary(true).display()));
+    env.arg(format!("VTEP_BIN={}", build::vtep_binary(false).display()));
     env.arg(format!("VTEP_EBPF_DIR={}", build::ebpf_dir().display()));
     env
 }

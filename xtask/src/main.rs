@@ -3,11 +3,13 @@
 
 mod build;
 mod demo;
+mod leftovers;
 mod lint;
 mod load;
 mod run;
 mod setup;
 mod test;
+mod toolchain;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -25,12 +27,19 @@ struct Args {
 #[derive(Subcommand)]
 enum Verb {
     /// Bring this machine to the point where everything builds and runs
-    Setup,
+    Setup {
+        /// Only say what is missing; exit 1 if anything is
+        #[arg(long)]
+        check: bool,
+    },
     /// Build the eBPF objects, then user space
     Build {
         /// Optimised user space (eBPF always is)
         #[arg(long)]
         release: bool,
+        /// No user space
+        #[arg(long, conflicts_with = "release")]
+        ebpf_only: bool,
     },
     /// Two subnets, one segment: traffic, a moving VM, measured and shown
     Demo,
@@ -46,7 +55,7 @@ enum Verb {
         #[arg(long, default_value_t = 5)]
         rounds: u32,
     },
-    /// Format, clippy (user space and eBPF), file sizes
+    /// Format, clippy (user space and eBPF), long files
     Lint,
     /// Run every test; the last line is the sum
     Test {
@@ -71,8 +80,12 @@ enum Verb {
 fn main() -> ExitCode {
     run::handle_interrupt();
     let result = match Args::parse().verb {
-        Verb::Setup => setup::run(),
-        Verb::Build { release } => setup::run().and_then(|()| build::run_all(release)),
+        Verb::Setup { check: false } => setup::run(),
+        Verb::Setup { check: true } => setup::check(),
+        Verb::Build {
+            ebpf_only: true, ..
+        } => build::ebpf(),
+        Verb::Build { release, .. } => build::all(release),
         Verb::Demo => demo::demo(),
         Verb::Bench {
             quick,
@@ -84,8 +97,8 @@ fn main() -> ExitCode {
             options.extend(json.then(|| "--json".to_owned()));
             demo::bench(&options)
         }
-        Verb::Lint => setup::run().and_then(|()| lint::run_all()),
-        Verb::Test { filter } => test::run(filter.as_deref()),
+        Verb::Lint => lint::run_all(),
+        Verb::Test { filter } => return test::run_all(filter.as_deref()),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
         Verb::Unload { instance } => load::unload(&instance),
     };

@@ -1,297 +1,249 @@
-//! `cargo xtask setup`: installs what a bare Debian machine lacks. Says what it
-//! does and which way it takes; does nothing, quickly, where nothing is missing.
+//! `cargo xtask setup`: brings a bare Debian machine to the point where
+//! everything builds and runs. Says what it does and which way it takes; does
+//! nothing, quickly, where nothing is missing. `--check` changes nothing.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::run::{as_root, capture, has, quiet, workspace};
+use crate::run::{Step, as_root, can_be_root, has, is_root, quiet};
+use crate::toolchain;
 
-const LINKER_VERSION: &str = "0.13.0";
 /// Oldest kernel with everything the programs use.
 const KERNEL_MIN: (u32, u32) = (5, 15);
 
-/// Command that must be there, Debian package that brings it.
+/// Command that must be there, Debian package that brings it. A C compiler is
+/// there: without one this program would not run.
 const TOOLS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("bridge", "iproute2"),
+    ("tc", "iproute2"),
     ("ethtool", "ethtool"),
     ("tcpdump", "tcpdump"),
     ("iperf3", "iperf3"),
     ("nft", "nftables"),
+    ("bpftool", "bpftool"),
     ("ping", "iputils-ping"),
-    ("cc", "gcc"),
+    ("ps", "procps"),
 ];
 
-/// How eBPF is built on this machine.
-pub struct EbpfToolchain {
-    /// The compiler, with its own library source.
-    pub cargo: PathBuf,
-    /// `None`: the one cargo finds.
-    pub rustc: Option<PathBuf>,
-    pub linker: PathBuf,
-    /// LLVM of the compiler.
-    pub llvm_major: u32,
-}
-
-/// A step that takes a while.
-fn step<T>(text: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let bar = ProgressBar::new_spinner();
-    bar.set_style(ProgressStyle::with_template(
-        "setup: {msg} {elapsed} {spinner}",
-    )?);
-    bar.set_message(text.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(120));
-    if bar.is_hidden() {
-        eprintln!("setup: {text} ...");
-    }
-    let result = work();
-    bar.finish_and_clear();
-    if result.is_ok() {
-        eprintln!("setup: {text}: done");
-    }
-    result
-}
-
+/// Everything: to build, and to run as root.
 pub fn run() -> Result<()> {
-    check_kernel()?;
-    packages()?;
-    bpf_file_system()?;
-    ebpf_toolchain()?;
+    kernel()?;
+    let packages = missing_packages();
+    if !packages.is_empty() {
+        install_packages(&packages)?;
+    }
+    if !is_bpffs_mounted()? {
+        mount_bpffs()?;
+    }
+    network_devices()?;
+    let toolchain = toolchain::make()?;
+    eprintln!("setup: complete; eBPF is built with {}", toolchain.way);
     Ok(())
 }
 
-fn check_kernel() -> Result<()> {
+/// What `run` would do, one line each; an error where something is missing.
+pub fn check() -> Result<()> {
+    let toolchain = match toolchain::find() {
+        Ok(toolchain) => Ok(format!("eBPF is built with {}", toolchain.way)),
+        Err(reasons) => Err(anyhow::anyhow!("eBPF toolchain: {reasons}")),
+    };
+    let packages = missing_packages();
+    let packages = match packages.is_empty() {
+        true => Ok("command-line tools".to_owned()),
+        false => Err(anyhow::anyhow!("Debian packages: {}", packages.join(" "))),
+    };
+    let bpffs = is_bpffs_mounted().and_then(|mounted| {
+        ensure!(mounted, "the BPF file system on /sys/fs/bpf");
+        Ok("BPF file system".to_owned())
+    });
+    let ok = |text: &'static str| move |()| text.to_owned();
+    let mut missing = 0;
+    for step in [
+        kernel().map(ok("kernel")),
+        packages,
+        bpffs,
+        network_devices().map(ok("bridge, veth and vxlan devices")),
+        toolchain,
+    ] {
+        match step {
+            Ok(what) => println!("ok       {what}"),
+            Err(error) => {
+                missing += 1;
+                println!("missing  {error:#}");
+            }
+        }
+    }
+    if missing > 0 {
+        bail!("{missing} missing: `cargo xtask setup` brings what can be brought");
+    }
+    Ok(())
+}
+
+/// Version, BPF at all, and XDP as a program type.
+fn kernel() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse().unwrap_or(0));
-    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let release = release.trim();
+    let version = kernel_version(release);
+    let (major, minor) = KERNEL_MIN;
     ensure!(
         version >= KERNEL_MIN,
-        "Linux {} is too old: {}.{} or newer is needed",
-        release.trim(),
-        KERNEL_MIN.0,
-        KERNEL_MIN.1
+        "Linux {release} is too old for the XDP programs: boot {major}.{minor} or newer"
     );
+    load_empty_xdp().with_context(|| {
+        format!(
+            "Linux {release} does not load XDP programs: boot a kernel with CONFIG_BPF_SYSCALL \
+             and CONFIG_NET, and in a container allow bpf(2)"
+        )
+    })?;
     let jit = fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
     if jit.trim() == "0" {
         eprintln!(
-            "setup: warning: the BPF JIT is off; turn it on: sysctl net.core.bpf_jit_enable=1"
+            "setup: the BPF JIT is off, so programs are interpreted: `sysctl \
+             net.core.bpf_jit_enable=1` turns it on"
         );
     }
     Ok(())
 }
 
-fn packages() -> Result<()> {
+fn kernel_version(release: &str) -> (u32, u32) {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// BPF_PROG_LOAD of `return XDP_PASS`. Only root can; for others "not permitted"
+/// at least says that the call is there.
+fn load_empty_xdp() -> std::io::Result<()> {
+    const BPF_PROG_LOAD: libc::c_long = 5;
+    const BPF_PROG_TYPE_XDP: u32 = 6;
+    // r0 = 2 (XDP_PASS); exit. linux/bpf.h: struct bpf_insn.
+    let program: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
+    let license = c"GPL";
+    /// Head of union bpf_attr for BPF_PROG_LOAD.
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log: [u64; 3],
+    }
+    let load = Load {
+        prog_type: BPF_PROG_TYPE_XDP,
+        insn_cnt: program.len() as u32,
+        insns: program.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log: [0; 3],
+    };
+    // SAFETY: the attribute and what it points to live for the call, sizes are right.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const load,
+            size_of_val(&load),
+        )
+    };
+    if fd >= 0 {
+        // SAFETY: a descriptor we just got, used by nobody else.
+        unsafe { libc::close(fd as i32) };
+        return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EPERM) && !is_root() {
+        return Ok(());
+    }
+    Err(error)
+}
+
+/// Make one device of every kind in a namespace of its own: that is what the
+/// tests do, and the kernel loads its modules on the way.
+fn network_devices() -> Result<()> {
+    const SCRIPT: &str = "PATH=$PATH:/usr/sbin:/sbin
+        ip link add br0 type bridge &&
+        ip link add a0 type veth peer name b0 &&
+        ip link add vxlan0 type vxlan id 1 local 127.0.0.1 dstport 4789";
+    ensure!(
+        has("ip"),
+        "bridge, veth and vxlan devices: not looked at, `ip` is missing"
+    );
+    quiet(as_root("unshare")?.args(["--net", "sh", "-c", SCRIPT])).context(
+        "the kernel makes no network namespaces with bridge, veth and vxlan devices: boot one with \
+         CONFIG_NET_NS, CONFIG_BRIDGE, CONFIG_VETH and CONFIG_VXLAN, and in a container allow \
+         CAP_SYS_ADMIN",
+    )?;
+    Ok(())
+}
+
+fn missing_packages() -> Vec<&'static str> {
     let mut missing: Vec<&str> = TOOLS
         .iter()
         .filter(|(tool, _)| !has(tool))
         .map(|(_, package)| *package)
         .collect();
     missing.dedup();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names = missing.join(", ");
-    ensure!(
-        has("apt-get"),
-        "these are missing and there is no apt-get to install them: {names}; install them by hand"
-    );
-    step(&format!("install {names} (Debian packages)"), || {
-        install(&missing)
-    })
+    missing
 }
 
-fn install(packages: &[&str]) -> Result<()> {
-    // Through `env`, so that sudo keeps the setting.
-    quiet(as_root("env")?.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "update", "-qq"]))?;
-    quiet(
-        as_root("env")?
-            .args([
-                "DEBIAN_FRONTEND=noninteractive",
-                "apt-get",
-                "install",
-                "-y",
-                "-qq",
-            ])
-            .arg("--no-install-recommends")
-            .args(packages),
-    )?;
+/// `apt-get install`. Recommended packages are left out.
+pub fn install_packages(packages: &[&str]) -> Result<()> {
+    let names = packages.join(" ");
+    ensure!(
+        has("apt-get"),
+        "missing, and this is no Debian: {names}; install what corresponds to these packages"
+    );
+    can_be_root().with_context(|| format!("install {names}"))?;
+    let step = Step::start(format!("Debian packages {names}"))?;
+    let apt = |words: &[&str]| -> Result<Command> {
+        // Through `env`, because sudo drops variables.
+        let mut command = as_root("env")?;
+        command
+            .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"])
+            .args(["-o", "DPkg::Lock::Timeout=300"])
+            .args(words);
+        Ok(command)
+    };
+    // One broken source among several is no reason to stop: what counts is the install.
+    let update = step.run(&mut apt(&["update"])?);
+    let install = step.run(apt(&["install", "--no-install-recommends"])?.args(packages));
+    match (install, update) {
+        (Ok(()), _) => step.done(),
+        (Err(error), Ok(())) => return Err(error),
+        (Err(error), Err(update)) => return Err(error.context(update)),
+    }
     Ok(())
 }
 
 /// Pinned programs and maps live there.
-fn bpf_file_system() -> Result<()> {
+fn is_bpffs_mounted() -> Result<bool> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let mounted = |line: &str| {
-        let mut words = line.split(' ');
-        words.nth(1) == Some("/sys/fs/bpf") && words.next() == Some("bpf")
-    };
-    if mounts.lines().any(mounted) {
-        return Ok(());
-    }
-    step("mount the BPF file system on /sys/fs/bpf", || {
-        quiet(as_root("mount")?.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))?;
-        Ok(())
-    })
+    Ok(mounts.lines().any(|line| {
+        let words: Vec<&str> = line.split(' ').collect();
+        words.get(1) == Some(&"/sys/fs/bpf") && words.get(2) == Some(&"bpf")
+    }))
 }
 
-/// LLVM major and minor version of a compiler.
-fn llvm_version(rustc: &Path) -> Result<(u32, u32)> {
-    let text = capture(Command::new(rustc).arg("-vV"))?;
-    let version = text.lines().find_map(|l| l.strip_prefix("LLVM version: "));
-    let mut numbers = version
-        .unwrap_or("")
-        .split('.')
-        .map(|n| n.parse().unwrap_or(0));
-    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    ensure!(
-        major > 0,
-        "{} does not say its LLVM version",
-        rustc.display()
-    );
-    Ok((major, minor))
+fn mount_bpffs() -> Result<()> {
+    quiet(as_root("mount")?.args(["-t", "bpf", "bpf", "/sys/fs/bpf"]))
+        .context("mount the BPF file system on /sys/fs/bpf")?;
+    eprintln!("setup: mounted the BPF file system on /sys/fs/bpf");
+    Ok(())
 }
 
-/// Find, or make, a compiler with library source and a linker on the same LLVM.
-pub fn ebpf_toolchain() -> Result<EbpfToolchain> {
-    match rustup_toolchain() {
-        Ok(toolchain) => Ok(toolchain),
-        Err(first) => {
-            eprintln!("setup: the rustup toolchain cannot build eBPF ({first:#}): taking Debian's");
-            debian_toolchain().with_context(|| {
-                format!(
-                    "no way to build eBPF on this machine. 1. rustup: {first:#}. 2. Debian's \
-                     rustc-web and rust-web-src. Or build the object elsewhere and name its \
-                     directory in VTEP_EBPF_DIR"
-                )
-            })
-        }
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Way 1: the toolchain that builds user space.
-fn rustup_toolchain() -> Result<EbpfToolchain> {
-    let rustc = PathBuf::from("rustc");
-    let sysroot = PathBuf::from(capture(Command::new(&rustc).args(["--print", "sysroot"]))?);
-    if !sysroot.join("lib/rustlib/src/rust/library/core").is_dir() {
-        ensure!(
-            has("rustup"),
-            "rust-src is missing and there is no rustup to add it"
-        );
-        step("add the library source (rustup component rust-src)", || {
-            quiet(
-                Command::new("rustup")
-                    .args(["component", "add", "rust-src"])
-                    .current_dir(workspace()),
-            )?;
-            Ok(())
-        })?;
+    #[test]
+    fn kernel_versions_are_read_with_any_suffix() {
+        assert_eq!(kernel_version("6.18.44-fc-v669"), (6, 18));
+        assert_eq!(kernel_version("5.15.0-91-generic"), (5, 15));
+        assert_eq!(kernel_version("6.1-rc3"), (6, 1));
+        assert!(kernel_version("5.4.0") < KERNEL_MIN);
+        assert!(kernel_version("10.0") > KERNEL_MIN);
     }
-    let (major, minor) = llvm_version(&rustc)?;
-    let library = find_llvm(&sysroot.join("lib"), major, minor)?;
-    // The linker's build looks for a directory with lib/libLLVM.so.
-    let prefix = workspace().join("target/tools/llvm");
-    fs::create_dir_all(prefix.join("lib"))?;
-    let link = prefix.join("lib/libLLVM.so");
-    if fs::read_link(&link).ok().as_deref() != Some(&library) {
-        let _ = fs::remove_file(&link);
-        symlink(&library, &link).with_context(|| link.display().to_string())?;
-    }
-    let linker = linker(&prefix, major, "rustup")?;
-    Ok(EbpfToolchain {
-        cargo: "cargo".into(),
-        rustc: None,
-        linker,
-        llvm_major: major,
-    })
-}
-
-/// The compiler's own LLVM: `libLLVM.so.22.1-rust-1.95.0-stable`.
-fn find_llvm(directory: &Path, major: u32, minor: u32) -> Result<PathBuf> {
-    let start = format!("libLLVM.so.{major}.{minor}-rust-");
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&start) {
-            return Ok(entry.path());
-        }
-    }
-    bail!("the toolchain has no {start}* in {}", directory.display())
-}
-
-/// Way 2: Debian's compiler for web browsers, beside rustup's.
-fn debian_toolchain() -> Result<EbpfToolchain> {
-    let (cargo, rustc) = (
-        PathBuf::from("/usr/bin/cargo"),
-        PathBuf::from("/usr/bin/rustc"),
-    );
-    let source = Path::new("/usr/lib/rust-web/lib/rustlib/src/rust/library/core");
-    let has_source = || source.is_dir() || Path::new("/usr/src/rustc-web").exists();
-    if !rustc.is_file() || !cargo.is_file() || !has_source() {
-        ensure!(
-            has("apt-get"),
-            "no apt-get to install rustc-web and rust-web-src"
-        );
-        step(
-            "install rustc-web, cargo-web, rust-web-src, llvm-22-dev (Debian packages)",
-            || install(&["rustc-web", "cargo-web", "rust-web-src"]),
-        )?;
-    }
-    let (major, _) = llvm_version(&rustc)?;
-    let prefix = PathBuf::from(format!("/usr/lib/llvm-{major}"));
-    if !prefix.join("lib/libLLVM.so").exists() {
-        step(
-            &format!("install llvm-{major}-dev (Debian package)"),
-            || install(&[&format!("llvm-{major}-dev")]),
-        )?;
-    }
-    let linker = linker(&prefix, major, "debian")?;
-    Ok(EbpfToolchain {
-        cargo,
-        rustc: Some(rustc),
-        linker,
-        llvm_major: major,
-    })
-}
-
-/// bpf-linker on exactly this LLVM. Its default is another one, which breaks on
-/// the first memset.
-fn linker(prefix: &Path, llvm_major: u32, way: &str) -> Result<PathBuf> {
-    let root = workspace().join("target/tools");
-    let path = root.join("bin/bpf-linker");
-    let stamp = root.join("bpf-linker.stamp");
-    let library = fs::canonicalize(prefix.join("lib/libLLVM.so"))?;
-    let wanted = format!("{LINKER_VERSION} {way} {}", library.display());
-    if path.is_file() && fs::read_to_string(&stamp).is_ok_and(|s| s == wanted) {
-        return Ok(path);
-    }
-    step(
-        &format!("build bpf-linker {LINKER_VERSION} on LLVM {llvm_major} ({way}; about a minute)"),
-        || {
-            quiet(
-                Command::new("cargo")
-                    .args([
-                        "install",
-                        "bpf-linker",
-                        "--version",
-                        &format!("={LINKER_VERSION}"),
-                    ])
-                    .args(["--locked", "--force", "--no-default-features", "--features"])
-                    .arg(format!("llvm-{llvm_major}"))
-                    .arg("--root")
-                    .arg(&root)
-                    .env("LLVM_PREFIX", prefix)
-                    .current_dir(workspace()),
-            )?;
-            fs::write(&stamp, &wanted)?;
-            Ok(())
-        },
-    )?;
-    Ok(path)
 }

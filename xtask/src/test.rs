@@ -1,151 +1,282 @@
-//! `cargo xtask test`: the pure tests as they are, then, as root, everything
-//! that needs the kernel. The last line is the sum over all of them.
+//! `cargo xtask test`: sets up, builds, runs the pure tests as the user and
+//! everything that needs the kernel as root. Whatever happens, namespaces are
+//! removed and the last line is the sum over all tests.
 
-use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run::{is_root, quiet, workspace};
-use crate::{build, setup};
+use crate::run::{as_root, can_be_root, cargo, interrupted, is_root, run};
+use crate::{build, leftovers, setup};
 
-#[derive(Default)]
+/// Time for test programs to end after Ctrl-C.
+const GRACE: Duration = Duration::from_secs(3);
+/// Variables of the kernel tests that go through sudo.
+const FORWARDED: &[&str] = &[
+    "VTEP_EBPF_DIR",
+    "VTEP_BIN",
+    "VTEP_LOG",
+    "RUST_BACKTRACE",
+    "PATH",
+];
+
+pub fn run_all(filter: Option<&str>) -> ExitCode {
+    let mut sum = Sum::default();
+    if let Err(error) = suites(&mut sum, filter) {
+        eprintln!("test: {error:#}");
+        sum.failed += 1;
+    }
+    leftovers::remove();
+    for name in &sum.failures {
+        eprintln!("test: failed: {name}");
+    }
+    if interrupted() {
+        eprintln!("test: interrupted");
+    }
+    println!("{sum}");
+    match (interrupted(), sum.failed) {
+        (true, _) => ExitCode::from(130),
+        (false, 0) => ExitCode::SUCCESS,
+        (false, _) => ExitCode::FAILURE,
+    }
+}
+
+fn suites(sum: &mut Sum, filter: Option<&str>) -> Result<()> {
+    setup::run()?;
+    build::all(false)?;
+    can_be_root().context("the kernel tests")?;
+    leftovers::remove();
+    let pure = Suite {
+        what: "pure tests",
+        cargo: &|| Ok(cargo("cargo", "test")),
+        options: &[],
+    };
+    let kernel = Suite {
+        what: "kernel tests",
+        cargo: &kernel_cargo,
+        // Most of them measure time or move many frames: one after the other.
+        options: &["--test-threads=1"],
+    };
+    // What does not compile or crashes in one says nothing about the other.
+    for suite in [pure, kernel] {
+        if let Err(error) = suite.run(sum, filter) {
+            eprintln!("test: {}: {error:#}", suite.what);
+            sum.failed += 1;
+        }
+        if interrupted() {
+            return Ok(());
+        }
+    }
+    if sum.passed + sum.failed + sum.skipped == 0 {
+        bail!("no test is named like `{}`", filter.unwrap_or(""));
+    }
+    Ok(())
+}
+
+/// Compiled as the user, run as root: cargo's own files stay the user's.
+fn kernel_cargo() -> Result<Command> {
+    let mut command = cargo("cargo", "test");
+    command.args(["--package", "vtep-tests", "--package", "vtep-bench"]);
+    command
+        .env("VTEP_TESTS_REQUIRE", "root")
+        .env("VTEP_BIN", build::vtep_binary(false));
+    if !is_root() {
+        let mut words = vec!["sudo".to_owned(), "-n".into(), "env".into()];
+        words.push("VTEP_TESTS_REQUIRE=root".to_owned());
+        let given = |name: &str| {
+            let own = command.get_envs().find(|(key, _)| *key == name);
+            own.and_then(|(_, value)| value.map(ToOwned::to_owned))
+                .or_else(|| std::env::var_os(name))
+        };
+        for name in FORWARDED {
+            if let Some(value) = given(name) {
+                words.push(format!("{name}={}", value.to_string_lossy()));
+            }
+        }
+        let runner = serde_json::to_string(&words)?;
+        command.args(["--config", &format!("target.'cfg(all())'.runner={runner}")]);
+    }
+    Ok(command)
+}
+
+/// Results over all test programs.
+#[derive(Debug, Default, PartialEq, Eq)]
 struct Sum {
     passed: u32,
     failed: u32,
-    ignored: u32,
+    skipped: u32,
     failures: Vec<String>,
+    /// Programs that said "running N tests" and have not said their result.
+    open: u32,
 }
 
-pub fn run(filter: Option<&str>) -> Result<()> {
-    setup::run()?;
-    build::run_all(false)?;
-    let mut sum = Sum::default();
-    let mut pure = Command::new("cargo");
-    pure.args(["test", "--no-fail-fast"]);
-    suite(&mut sum, "pure tests", &mut pure, filter, &[])?;
-
-    // Compiled as the user, run as root: cargo's own files stay the user's.
-    let mut root = Command::new("cargo");
-    root.args([
-        "test",
-        "--no-fail-fast",
-        "--package",
-        "vtep-tests",
-        "--package",
-        "vtep-bench",
-    ]);
-    root.env("VTEP_TESTS_REQUIRE", "root")
-        .env("VTEP_EBPF_DIR", build::ebpf_dir());
-    root.env("VTEP_BIN", build::vtep_binary(false));
-    if !is_root() {
-        let check = Command::new("sudo").args(["-n", "true"]).status();
-        if !check.is_ok_and(|status| status.success()) {
-            bail!(
-                "the kernel tests need root: run as root, or as a user with sudo (`sudo -v` first)"
-            );
-        }
-        root.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", "sudo -E");
-    }
-    // Most of them measure time or move a lot of frames: one after the other.
-    suite(
-        &mut sum,
-        "kernel tests",
-        &mut root,
-        filter,
-        &["--test-threads=1"],
-    )?;
-    for name in &sum.failures {
-        eprintln!("failed: {name}");
-    }
-    remove_leftovers();
-    let skipped = if sum.ignored > 0 {
-        format!(", {} skipped", sum.ignored)
-    } else {
-        String::new()
-    };
-    println!("{} passed, {} failed{skipped}", sum.passed, sum.failed);
-    if sum.failed > 0 {
-        bail!("{} tests failed", sum.failed);
-    }
-    if sum.passed == 0 {
-        bail!("no test matches");
-    }
-    Ok(())
-}
-
-/// Run one cargo invocation, show its lines, add up its results.
-fn suite(
-    sum: &mut Sum,
-    what: &str,
-    cargo: &mut Command,
-    filter: Option<&str>,
-    options: &[&str],
-) -> Result<()> {
-    eprintln!("test: {what}");
-    cargo
-        .args(filter)
-        .arg("--")
-        .args(options)
-        .current_dir(workspace());
-    let mut child = cargo
-        .stdout(Stdio::piped())
-        .spawn()
-        .context("cannot start cargo")?;
-    let stdout = child.stdout.take().context("cargo's output")?;
-    let mut results = 0;
-    for line in BufReader::new(stdout).lines() {
-        let line = line?;
-        println!("{line}");
-        if let Some(name) = line
-            .strip_prefix("test ")
-            .and_then(|l| l.strip_suffix(" ... FAILED"))
+impl Sum {
+    /// One line of a test program.
+    fn add(&mut self, line: &str) {
+        if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
+            self.open += 1;
+        } else if let Some(counts) = line.strip_prefix("test result: ") {
+            self.open = self.open.saturating_sub(1);
+            self.passed += count(counts, " passed");
+            self.failed += count(counts, " failed");
+            self.skipped += count(counts, " ignored");
+        } else if let Some((name, result)) = test_line(line)
+            && result.starts_with("FAILED")
         {
-            sum.failures.push(name.to_owned());
-        }
-        if let Some(counts) = line.strip_prefix("test result: ") {
-            results += 1;
-            sum.passed += count(counts, " passed");
-            sum.failed += count(counts, " failed");
-            sum.ignored += count(counts, " ignored");
+            self.failures.push(name.to_owned());
         }
     }
-    let status = child.wait()?;
-    if !status.success() && sum.failed == 0 {
-        bail!(
-            "{what}: cargo failed without a failed test ({status}, {results} results): see above"
-        );
+}
+
+impl std::fmt::Display for Sum {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
+        if self.skipped > 0 {
+            write!(f, ", {} skipped", self.skipped)?;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// `test NAME ... RESULT`.
+fn test_line(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix("test ")?.split_once(" ... ")
 }
 
 /// The number before a word: "3 passed; 0 failed".
 fn count(text: &str, word: &str) -> u32 {
     let before = text.split(word).next().unwrap_or("");
-    before
-        .rsplit(' ')
-        .next()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(0)
+    let number = before.rsplit(' ').next().and_then(|n| n.parse().ok());
+    number.unwrap_or(0)
 }
 
-/// Namespaces of test processes that died without cleaning up.
-fn remove_leftovers() {
-    let Ok(list) = quiet(Command::new("ip").args(["netns", "list"])) else {
-        return;
-    };
-    for line in String::from_utf8_lossy(&list.stdout).lines() {
-        let name = line.split(' ').next().unwrap_or("");
-        let owner = name
-            .strip_prefix("vt-")
-            .and_then(|rest| rest.split('-').next());
-        let Some(pid) = owner.and_then(|pid| pid.parse::<u32>().ok()) else {
-            continue;
+/// One cargo invocation.
+struct Suite<'a> {
+    what: &'a str,
+    cargo: &'a dyn Fn() -> Result<Command>,
+    options: &'a [&'a str],
+}
+
+impl Suite<'_> {
+    /// Compile, run, show, add up. An error: it does not compile, or programs
+    /// ended without a result.
+    fn run(&self, sum: &mut Sum, filter: Option<&str>) -> Result<()> {
+        eprintln!("test: {}: compiling", self.what);
+        run((self.cargo)()?.arg("--no-run"))?;
+        if interrupted() {
+            return Ok(());
+        }
+        eprintln!("test: {}: running", self.what);
+        let (reader, writer) = std::io::pipe()?;
+        let mut command = (self.cargo)()?;
+        command
+            .arg("--no-fail-fast")
+            .args(filter)
+            .arg("--")
+            .args(self.options)
+            .stdin(Stdio::null())
+            .stdout(writer.try_clone()?)
+            .stderr(writer)
+            // A group of its own, so that all of it can be ended.
+            .process_group(0);
+        let mut child = command.spawn().context("cannot start cargo")?;
+        // It holds the writing ends; the pipe has to end with the programs.
+        drop(command);
+        let group = child.id();
+        let over = AtomicBool::new(false);
+        let failed_before = sum.failed;
+        let status = std::thread::scope(|scope| {
+            scope.spawn(|| end_when_interrupted(group, &over));
+            let mut shown = Shown::new(self.what);
+            for bytes in BufReader::new(reader).split(b'\n') {
+                let Ok(bytes) = bytes else { break };
+                let line = String::from_utf8_lossy(&bytes);
+                sum.add(&line);
+                shown.line(&line);
+            }
+            let status = child.wait();
+            over.store(true, Ordering::Relaxed);
+            status
+        })?;
+        let crashed = std::mem::take(&mut sum.open);
+        if crashed > 0 && !interrupted() {
+            bail!("{crashed} test programs ended in the middle: see above");
+        }
+        if !status.success() && sum.failed == failed_before && !interrupted() {
+            bail!("cargo failed ({status}) without a failed test: see above");
+        }
+        Ok(())
+    }
+}
+
+/// Ctrl-C ends all programs of the group, through sudo where they are root's.
+fn end_when_interrupted(group: u32, over: &AtomicBool) {
+    let mut signal = "-INT";
+    let mut since = Instant::now();
+    while !over.load(Ordering::Relaxed) {
+        if interrupted() && (signal == "-INT" || since.elapsed() > GRACE) {
+            if let Ok(mut kill) = as_root("kill") {
+                // Not being there any more is fine.
+                let _ = kill
+                    .args([signal, "--", &format!("-{group}")])
+                    .stderr(Stdio::null())
+                    .status();
+            }
+            signal = "-KILL";
+            since = Instant::now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// What is seen of the lines: everything, or on a terminal a bar and everything
+/// but success.
+struct Shown {
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    fn new(what: &str) -> Self {
+        let style = ProgressStyle::with_template("test: {prefix} {bar:30} {pos}/{len} {wide_msg}");
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+                .with_prefix(what.to_owned())
+        });
+        Self { bar }
+    }
+
+    fn line(&mut self, line: &str) {
+        let Some(bar) = &self.bar else {
+            println!("{line}");
+            return;
         };
-        if !std::path::Path::new(&format!("/proc/{pid}")).exists()
-            && let Err(error) = quiet(Command::new("ip").args(["netns", "del", name]))
+        let good = |result: &str| result == "ok" || result.starts_with("ignored");
+        if let Some((name, result)) = test_line(line)
+            && good(result)
         {
-            eprintln!("test: namespace {name} is left: {error:#}");
+            bar.inc(1);
+            bar.set_message(name.to_owned());
+        } else if line.starts_with("running ") {
+            bar.inc_length(u64::from(count(line, " test")));
+        } else if !line.trim().is_empty() {
+            if test_line(line).is_some() {
+                bar.inc(1);
+            }
+            bar.suspend(|| println!("{line}"));
+        }
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }
@@ -155,16 +286,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_of_a_result_line() {
-        let line = "FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out";
-        assert_eq!(
-            (
-                count(line, " passed"),
-                count(line, " failed"),
-                count(line, " ignored")
-            ),
-            (12, 3, 1)
-        );
+    fn lines_of_test_programs_add_up() {
+        let mut sum = Sum::default();
+        for line in [
+            "running 3 tests",
+            "test model::moves_at_once ... ok",
+            "test model::ages ... FAILED",
+            "test model::late ... ignored",
+            "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out",
+            "running 1 test",
+        ] {
+            sum.add(line);
+        }
+        assert_eq!(sum.failures, ["model::ages"]);
+        assert_eq!(sum.open, 1, "the second program has not said its result");
+        assert_eq!(sum.to_string(), "12 passed, 3 failed, 1 skipped");
+    }
+
+    #[test]
+    fn sum_without_skips_names_none() {
+        let mut sum = Sum::default();
+        sum.add("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out");
+        assert_eq!(sum.to_string(), "5 passed, 0 failed");
         assert_eq!(count("nothing", " passed"), 0);
     }
 }

@@ -2,6 +2,7 @@
 //! subnets of their own, a VM that moves between two of them while a client on
 //! the third talks to it. Everything is made, shown, measured and removed here.
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use vtep_tests::frames::{Socket, ethernet, ipv4_udp, rarp, vxlan_with_checksum};
 use vtep_tests::generator::{Generator, Plan, object};
 use vtep_tests::lab::{Lab, Options, UPLINK};
 use vtep_tests::streams::{Session, Stream, pin_to_cpu};
-use vtep_tests::wait_until;
+use vtep_tests::{complain, wait_until};
 
 const UDP_PORT: u16 = 4789;
 /// One measurement.
@@ -32,7 +33,7 @@ fn main() {
             start.elapsed().as_secs_f32()
         )),
         Err(error) => {
-            eprintln!("demo: {error:#}");
+            complain(&format!("demo: {error:#}"));
             std::process::exit(1);
         }
     }
@@ -53,25 +54,28 @@ fn catch_signals() {
         let mut signal = 0;
         // SAFETY: waits for one of the blocked signals.
         while unsafe { libc::sigwait(&set, &mut signal) } == 0 {
-            eprintln!("\ndemo: interrupted, cleaning up");
+            complain("\ndemo: interrupted, cleaning up");
             INTERRUPTED.store(true, Ordering::Relaxed);
         }
     });
 }
 
+/// Nobody reads any more: stop, and clean up.
 fn say(text: &str) {
-    println!("{text}");
+    if writeln!(std::io::stdout(), "{text}").is_err() {
+        INTERRUPTED.store(true, Ordering::Relaxed);
+    }
 }
 
 fn step(text: &str) -> Result<()> {
     ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
-    println!("\n== {text}");
+    say(&format!("\n== {text}"));
     Ok(())
 }
 
 fn indented(text: &str) {
     for line in text.lines() {
-        println!("   {line}");
+        say(&format!("   {line}"));
     }
 }
 

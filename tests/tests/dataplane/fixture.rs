@@ -283,10 +283,7 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
     let mut tables = Tables::default();
     for update in updates.iter().cloned() {
         match update {
-            TableUpdate::Config(value) => {
-                let fdb_mask = vtep_user::fdb::bucket_count(CAPACITY.fdb) - 1;
-                tables.config = Some(Config { fdb_mask, ..value });
-            }
+            TableUpdate::Config(value) => tables.config = Some(value),
             TableUpdate::Remote { slot, value } => drop(tables.remotes.insert(slot, value)),
             TableUpdate::Location { index, value } => drop(tables.locations.insert(index, value)),
             TableUpdate::TargetAdd(ifindex) => tables.targets.push(ifindex),

@@ -1,7 +1,13 @@
 //! Lab tests: hosts with ordinary kernel bridges and VXLAN devices behind a
 //! router, the real daemon in front of some of them.
 
+mod control;
+mod guide;
 mod kernel;
+mod late;
 mod life;
+mod mirror;
+mod moves;
 mod oracle;
+mod reasons;
 mod traffic;

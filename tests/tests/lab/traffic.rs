@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vtep_tests::daemon::Daemon;
-use vtep_tests::is_root;
 use vtep_tests::lab::Lab;
 use vtep_tests::streams::{Session, Stream};
+use vtep_tests::{is_root, wait_until};
 
 #[test]
 fn ping_tcp_and_udp_take_the_fast_path_on_both_hosts() {
@@ -101,4 +101,47 @@ fn port_with_offloads_is_left_to_the_kernel_with_a_reason() {
     std::thread::sleep(Duration::from_millis(300));
     assert!(session.finish().unwrap().round_trips > 20);
     assert_eq!(daemon.frames("egress-remote").unwrap(), 0);
+}
+
+/// A veth hands redirected frames on only where its other end polls; it loses
+/// them in silence otherwise (the trap of STYLE and of every XDP newcomer).
+#[test]
+fn port_that_would_lose_redirected_frames_is_left_to_the_kernel() {
+    if !is_root("port_that_would_lose_redirected_frames_is_left_to_the_kernel") {
+        return;
+    }
+    let mut lab = Lab::new().unwrap();
+    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
+    lab.vms[a].netns.run("ethtool -K eth0 gro off").unwrap();
+    let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[a].port]).unwrap();
+    let port = || daemon.json(&["status"]).unwrap()["ports"][0].clone();
+    assert_eq!(port()["accelerated"], Value::Bool(false));
+    assert!(
+        port()["reason"].as_str().unwrap().contains("gro on"),
+        "{}",
+        port()
+    );
+    let stream = Stream::start(&lab.vms[b], &lab.vms[a], 10_000).unwrap();
+    // Switched on and off while frames come: accelerated, and not any more.
+    for (state, accelerated) in [("on", true), ("off", false), ("on", true)] {
+        std::thread::sleep(Duration::from_millis(200));
+        lab.vms[a]
+            .netns
+            .run(&format!("ethtool -K eth0 gro {state}"))
+            .unwrap();
+        wait_until(
+            Duration::from_secs(2),
+            &format!("GRO {state} is noticed"),
+            || Ok(port()["accelerated"] == Value::Bool(accelerated)),
+        )
+        .unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let report = stream.finish().unwrap();
+    // What is on its way at the moment of "off" is lost; nothing after it is.
+    assert!(report.lost_frames < 200, "{report:?}");
+    assert!(
+        report.longest_gap < Duration::from_millis(100),
+        "{report:?}"
+    );
 }

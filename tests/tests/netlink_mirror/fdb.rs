@@ -305,7 +305,7 @@ fn written_entries_are_in_the_kernel_and_deleted_ones_are_not() {
         sh("ip nexthop add id 10 via 198.51.100.9 fdb; ip nexthop add id 11 group 10 fdb");
         let mut mirror = Mirror::start().await;
         let netlink = mirror.netlink.clone();
-        let (vx, vb, br0) = (mirror.index("vx"), mirror.index("vb"), mirror.index("br0"));
+        let (vb, br0) = (mirror.index("vb"), mirror.index("br0"));
         let zero = "00:00:00:00:00:00";
         let written = [
             bridge_entry(&mirror, "va", "00:00:00:00:00:07", bits::NUD_NOARP),
@@ -374,7 +374,7 @@ fn written_entries_are_in_the_kernel_and_deleted_ones_are_not() {
         let text = refused.to_string();
         assert!(
             text.starts_with(&format!(
-                "cannot replace vxlan entry {zero} on link {vx} dst 198.51.100.8: "
+                "cannot replace vxlan entry {zero} on vx dst 198.51.100.8: "
             )),
             "{text}"
         );

@@ -291,6 +291,8 @@ impl Mirror {
             Event::AddressGone(address) => self.addresses.retain(|old| *old != address),
             Event::RoutesChanged => self.routes_changed += 1,
             Event::FiltersChanged => self.filters_changed += 1,
+            Event::TargetsChanged => {}
+            Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,
         }
     }

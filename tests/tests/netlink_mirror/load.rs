@@ -225,6 +225,7 @@ fn waiting_costs_nothing() {
         assert!(nothing.is_err(), "{nothing:?}");
         let used = cpu() - before;
         println!("one second of waiting: {used:?} of CPU");
-        assert!(used < Duration::from_millis(2), "{used:?}");
+        // Half a percent: even one look every millisecond would take more.
+        assert!(used < Duration::from_millis(5), "{used:?}");
     });
 }

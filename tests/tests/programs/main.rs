@@ -62,6 +62,19 @@ fn r26_outer_ecn_is_what_the_kernel_would_write() {
 }
 
 #[test]
+fn r6_outer_identifications_of_a_flow_differ() {
+    World::run(|w| {
+        // The counter is per CPU.
+        vtep_tests::streams::pin_to_cpu(0);
+        let frame = udp(VM0, FAR, 100);
+        let ids: std::collections::HashSet<[u8; 2]> = (0..300)
+            .map(|_| w.egress(0, &frame).frame[18..20].try_into().unwrap())
+            .collect();
+        assert_eq!(ids.len(), 300);
+    });
+}
+
+#[test]
 fn egress_forwards_between_local_ports_unchanged() {
     World::run(|w| {
         let inner = udp(VM0, VM1, 200);

@@ -106,7 +106,7 @@ async fn writes_arrive_complete_and_unload_ends_the_controller() {
         vni: testing::vni(),
         hook: PortHook::Kernel,
     };
-    let odd_name = "a%b?c".parse().unwrap();
+    let odd_name = "a#b?c".parse().unwrap();
     client.vni_add(&vni).await.unwrap();
     client.port_add(&port).await.unwrap();
     client.port_del(&odd_name).await.unwrap();
@@ -124,7 +124,7 @@ async fn writes_arrive_complete_and_unload_ends_the_controller() {
         [
             format!("add {vni:?}"),
             format!("add {port:?}"),
-            "delete port a%b?c".into(),
+            "delete port a#b?c".into(),
             format!("replace {:?}", fdb_spec()),
             "delete 02:00:00:00:00:01 in 100".into(),
             "unload".into(),

@@ -12,7 +12,7 @@ use vtep_common::MacAddr;
 /// Why a text is no such value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
-    #[error("`{0}` is not a device name: 1 to 15 bytes, without `/`, `:` and white space")]
+    #[error("`{0}` is not a device name: 1 to 15 bytes, without `/`, `:`, `%` and white space")]
     IfName(String),
     #[error("{0}")]
     MacText(#[from] vtep_common::addr::ParseError),
@@ -29,7 +29,7 @@ pub enum ValueError {
 }
 
 /// Name of a network device, as the kernel accepts it (net/core/dev.c,
-/// dev_valid_name).
+/// dev_valid_name). `%` is for patterns, of which the kernel makes a name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IfName(String);
 
@@ -48,7 +48,7 @@ impl FromStr for IfName {
             && text != ".."
             && !text
                 .chars()
-                .any(|c| c == '/' || c == ':' || c == '\0' || c.is_whitespace());
+                .any(|c| c == '/' || c == ':' || c == '%' || c == '\0' || c.is_whitespace());
         if good {
             Ok(Self(text.to_owned()))
         } else {
@@ -168,6 +168,7 @@ mod tests {
             "..",
             "a/b",
             "a:b",
+            "br%d",
             "a b",
             "a\tb",
             "a\0",

@@ -237,9 +237,10 @@ Examples:
         #[arg(long, value_name = "N")]
         vni: Option<Vni>,
     },
-    /// Add an entry; fails if there is one for the address
+    /// Add an entry; fails if one was set for the address before
     #[command(after_help = "\
-Answered when the kernel and the maps hold the entry.
+Answered when the kernel and the maps hold the entry. What the kernel has only
+learned by itself gives way.
 
 Examples:
   vtep fdb add 02:00:00:00:00:01 --vni 100 --dst 198.51.100.2

@@ -85,6 +85,8 @@ fn unload_here(instance: &Instance, engine: Engine) -> anyhow::Result<()> {
         result => result?,
     };
     (engine.unload)(instance).map_err(anyhow::Error::from_boxed)?;
+    // Left by a daemon that was killed; absent after any other.
+    let _ = std::fs::remove_file(instance.socket_path());
     drop(lock);
     Ok(())
 }

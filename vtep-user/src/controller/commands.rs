@@ -2,16 +2,14 @@
 //! model; writes change the kernel and are answered when the maps hold the
 //! result, so that a client can rely on it.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vtep_common::{MacAddr, Vni};
 
-use crate::api::types::{FdbSpec, PortHook, PortSpec, ResyncReport, Target, VniSpec, WriteMode};
+use crate::api::types::{FdbSpec, ResyncReport, Target, VniSpec, WriteMode};
 use crate::api::values::{IfName, StationMac};
 use crate::api::{ApiError, Command, Reply};
-use crate::instance::Instance;
-use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link, LinkKind, bits};
+use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link, bits};
 use crate::model::SegmentRow;
 use crate::netlink::{FdbWrite, NetlinkError, VxlanSpec};
 
@@ -19,6 +17,9 @@ use super::{Controller, ControllerError, rows};
 
 /// How long the kernel and the maps may take.
 const WAIT: Duration = Duration::from_secs(3);
+/// How long a next hop may take to answer; without it the kernel carries the
+/// frames, so the command is done all the same.
+const RESOLVE: Duration = Duration::from_millis(500);
 /// IFLA_IFALIAS of devices made by `vni add`: only these are removed again.
 const MADE_BY_US: &str = "made by vtep";
 /// Outer Ethernet, IPv4, UDP and VXLAN headers, as far as they count for the MTU.
@@ -28,7 +29,19 @@ const OVERHEAD_BYTES: u32 = 50;
 pub struct Pending {
     wanted: Wanted,
     reply: Reply<()>,
-    pub deadline: Instant,
+    since: Instant,
+}
+
+impl Pending {
+    /// When to look again although nothing happened.
+    pub fn wake_at(&self, now: Instant) -> Instant {
+        let resolve = self.since + RESOLVE;
+        if now < resolve {
+            resolve
+        } else {
+            self.since + WAIT
+        }
+    }
 }
 
 /// What the maps shall hold.
@@ -69,6 +82,11 @@ impl Wanted {
 
 impl Controller {
     pub(super) async fn on_command(&mut self, command: Command) -> Result<(), ControllerError> {
+        // What the client has seen happen before it asked counts.
+        let events = self.events.take().await?;
+        if !events.is_empty() {
+            self.on_events(events).await?;
+        }
         // An answer that cannot be delivered belongs to a client that has left.
         match command {
             Command::Status(reply) => drop(reply.send(Ok(self.status()))),
@@ -122,7 +140,7 @@ impl Controller {
                 );
             }
             // Taken out of the queue by the loop, which ends with it.
-            Command::Unload(reply) => drop(reply.send(self.unload())),
+            Command::Unload(reply) => drop(reply),
         }
         self.settle().await
     }
@@ -130,11 +148,10 @@ impl Controller {
     fn wait(&mut self, result: Result<(), ApiError>, wanted: Wanted, reply: Reply<()>) {
         match result {
             Ok(()) => {
-                let deadline = Instant::now() + WAIT;
                 self.pending.push(Pending {
                     wanted,
                     reply,
-                    deadline,
+                    since: Instant::now(),
                 });
             }
             Err(error) => drop(reply.send(Err(error))),
@@ -148,9 +165,10 @@ impl Controller {
         }
         let now = Instant::now();
         for pending in std::mem::take(&mut self.pending) {
-            if self.holds(&pending.wanted) {
+            let impatient = now >= pending.since + RESOLVE;
+            if self.holds(&pending.wanted, impatient) {
                 drop(pending.reply.send(Ok(())));
-            } else if pending.deadline <= now {
+            } else if now >= pending.since + WAIT {
                 let text = format!(
                     "{} within {} s: see `vtep status` and the daemon's log",
                     pending.wanted.describe(),
@@ -163,24 +181,24 @@ impl Controller {
         }
     }
 
-    fn holds(&self, wanted: &Wanted) -> bool {
+    /// `impatient`: also without a next hop.
+    fn holds(&self, wanted: &Wanted, impatient: bool) -> bool {
         match wanted {
-            Wanted::Fdb { vni, mac, target } => self
-                .fdb_row(*vni, *mac)
-                .is_some_and(|row| rows::points_to(&row, target)),
+            Wanted::Fdb { vni, mac, target } => self.fdb_row(*vni, *mac).is_some_and(|row| {
+                rows::points_to(&row, target)
+                    && (row.accelerated || impatient || !self.model.is_resolving(*vni, *mac))
+            }),
             Wanted::FdbGone { vni, mac } => self.fdb_row(*vni, *mac).is_none(),
             Wanted::Segment(vni) => self.model.segment(*vni).is_some_and(|s| s.bridge.is_some()),
             Wanted::SegmentGone(vni) => self.model.segment(*vni).is_none(),
             Wanted::Port { name, vni } => self
                 .model
                 .port(name.as_str())
-                .is_some_and(|port| port.vni == *vni),
+                .filter(|port| port.vni == *vni)
+                .and_then(|port| self.model.link(port.ifindex))
+                .is_some_and(|link| link.up),
             Wanted::PortGone(name) => self.model.port(name.as_str()).is_none(),
         }
-    }
-
-    pub(super) fn unload(&mut self) -> Result<(), ApiError> {
-        super::unload(&self.options.instance).map_err(|error| ApiError::internal(error.to_string()))
     }
 
     async fn timed_resync(&mut self) -> Result<ResyncReport, ControllerError> {
@@ -194,7 +212,7 @@ impl Controller {
         })
     }
 
-    fn segment(&self, vni: Vni) -> Result<SegmentRow, ApiError> {
+    pub(super) fn segment(&self, vni: Vni) -> Result<SegmentRow, ApiError> {
         self.model.segment(vni).ok_or_else(|| {
             ApiError::not_found(format!(
                 "there is no VNI {vni} here: make it with `vtep vni add {vni}`"
@@ -202,7 +220,7 @@ impl Controller {
         })
     }
 
-    async fn device(&self, name: &str) -> Result<Link, ApiError> {
+    pub(super) async fn device(&self, name: &str) -> Result<Link, ApiError> {
         let link = self.netlink.link_by_name(name).await.map_err(refused)?;
         link.ok_or_else(|| {
             ApiError::not_found(format!(
@@ -259,9 +277,16 @@ impl Controller {
     ) -> Result<(), ApiError> {
         let netlink = &self.netlink;
         let (local, underlay_mtu) = self.tunnel_source(spec, link).await?;
-        let mtu = spec
-            .mtu
-            .or(underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES)));
+        let room = underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES));
+        // The kernel would take less without a word (vxlan_core.c, vxlan_config_apply).
+        let largest = room.unwrap_or(u32::from(u16::MAX) - OVERHEAD_BYTES);
+        if let Some(mtu) = spec.mtu.filter(|mtu| *mtu > largest) {
+            return Err(ApiError::bad_request(format!(
+                "MTU {mtu} of VNI {} is too large: the underlay leaves {largest} bytes",
+                spec.vni
+            )));
+        }
+        let mtu = spec.mtu.or(room);
         let vxlan = netlink
             .create_vxlan(&VxlanSpec {
                 name: spec.vxlan_name(),
@@ -325,6 +350,11 @@ impl Controller {
             .await
             .map_err(refused)?;
         let Some(route) = route else {
+            if local.is_none() && link.is_none() {
+                return Err(ApiError::bad_request(format!(
+                    "there is no route to remote {remote}: name the tunnel's source with --local"
+                )));
+            }
             return Ok((local, mtu));
         };
         let device_mtu = self.model.link(route.ifindex).map(|link| link.mtu);
@@ -341,116 +371,33 @@ impl Controller {
                 segment.vxlan_name, segment.vxlan_name
             )));
         }
+        let ports = self.model.ports().into_iter();
+        let ports: Vec<String> = ports.filter(|p| p.vni == vni).map(|p| p.name).collect();
         self.netlink.delete_link(vxlan).await.map_err(refused)?;
         if let Some(bridge) = segment.bridge
             && ours(self.netlink.alias(bridge).await.map_err(refused)?)
         {
             self.netlink.delete_link(bridge).await.map_err(refused)?;
+            for name in ports {
+                self.choose_hook(&name, None)?;
+            }
         }
         Ok(())
-    }
-
-    async fn port_add(&mut self, spec: &PortSpec) -> Result<(), ApiError> {
-        let segment = self.segment(spec.vni)?;
-        let Some(bridge) = segment.bridge else {
-            return Err(ApiError::conflict(format!(
-                "VNI {}: {} is in no bridge: add it with `ip link set {} master BRIDGE`",
-                spec.vni, segment.vxlan_name, segment.vxlan_name
-            )));
-        };
-        let link = self.device(spec.name.as_str()).await?;
-        if matches!(link.kind, LinkKind::Vxlan(_) | LinkKind::Bridge(_)) || link.loopback {
-            return Err(ApiError::bad_request(format!(
-                "{} cannot be a port: name the host's end of a tap or veth",
-                spec.name
-            )));
-        }
-        match link.master {
-            Some(master) if master != bridge => {
-                let name = self
-                    .model
-                    .link(master)
-                    .map_or("another device", |l| &l.name);
-                return Err(ApiError::conflict(format!(
-                    "{} belongs to {name} already: release it with `ip link set {} nomaster` first",
-                    spec.name, spec.name
-                )));
-            }
-            Some(_) => {}
-            None => {
-                self.netlink
-                    .set_master(link.ifindex, Some(bridge))
-                    .await
-                    .map_err(refused)?;
-            }
-        }
-        self.netlink
-            .set_up(link.ifindex, true)
-            .await
-            .map_err(refused)?;
-        self.choose_hook(spec.name.as_str(), Some(spec.hook))
-    }
-
-    async fn port_del(&mut self, name: &IfName) -> Result<(), ApiError> {
-        let Some(port) = self.model.port(name.as_str()) else {
-            return Err(ApiError::not_found(format!(
-                "{name} is no port of any VNI: see `vtep port show`"
-            )));
-        };
-        self.netlink
-            .set_master(port.ifindex, None)
-            .await
-            .map_err(refused)?;
-        self.choose_hook(name.as_str(), None)
-    }
-
-    /// Remember a choice made by hand as long as the machine runs: beside the
-    /// socket, because devices do not live longer either.
-    fn choose_hook(&mut self, name: &str, hook: Option<PortHook>) -> Result<(), ApiError> {
-        match hook {
-            None | Some(PortHook::Auto) => self.port_choices.remove(name),
-            Some(hook) => self.port_choices.insert(name.to_owned(), hook),
-        };
-        let configured = self.configured_hook(name);
-        self.model
-            .set_hook(name, rows::hook_choice(hook.unwrap_or(configured)));
-        self.save_port_choices()
-            .map_err(|error| ApiError::internal(format!("cannot keep the choice of hook: {error}")))
-    }
-
-    fn configured_hook(&self, name: &str) -> PortHook {
-        let ports = &self.options.config.ports;
-        ports
-            .iter()
-            .find(|(n, _)| n.as_str() == name)
-            .map_or(PortHook::Auto, |(_, port)| port.hook)
-    }
-
-    fn save_port_choices(&self) -> std::io::Result<()> {
-        let path = port_choices_path(&self.options.instance);
-        // Written aside first: a daemon killed here must find the old or the new list.
-        let new = path.with_extension("new");
-        std::fs::write(&new, serde_json::to_vec(&self.port_choices)?)?;
-        std::fs::rename(new, path)
-    }
-
-    pub(super) fn load_port_choices(&mut self) {
-        let path = port_choices_path(&self.options.instance);
-        match std::fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
-            Ok(Ok(choices)) => self.port_choices = choices,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-            Ok(Err(error)) => tracing::warn!("{}: {error}: ignored", path.display()),
-            Err(error) => tracing::warn!("{}: {error}: ignored", path.display()),
-        }
-        for (name, hook) in &self.port_choices {
-            self.model.set_hook(name, rows::hook_choice(*hook));
-        }
     }
 
     async fn fdb_write(&mut self, spec: &FdbSpec, mode: WriteMode) -> Result<(), ApiError> {
         let segment = self.segment(spec.vni)?;
         let mac = spec.mac.get();
-        if mode == WriteMode::Add && self.fdb_row(spec.vni, mac).is_some() {
+        if self.model.is_of_host(spec.vni, mac) {
+            return Err(ApiError::conflict(format!(
+                "{mac} is the address of a device of this host: name the MAC of a VM"
+            )));
+        }
+        // What was only learned gives way to what somebody says.
+        if mode == WriteMode::Add
+            && self.fdb_row(spec.vni, mac).is_some()
+            && !self.model.is_learned(spec.vni, mac)
+        {
             return Err(ApiError::conflict(format!(
                 "{mac} exists already in VNI {}: use `vtep fdb replace`",
                 spec.vni
@@ -467,6 +414,11 @@ impl Controller {
                         "{remote} is of another IP family than VNI {} ({}): a tunnel has one",
                         spec.vni, segment.vxlan_name
                     )));
+                }
+                // An entry with a nexthop takes no address: the kernel says yes and
+                // does nothing (vxlan_core.c, vxlan_fdb_replace).
+                if self.model.has_nexthop(spec.vni, mac) {
+                    self.forget_tunnel(segment.vxlan, mac).await?;
                 }
                 // The VXLAN device first: the bridge must not send where no remote is known.
                 let tunnel = FdbEntry {
@@ -530,21 +482,6 @@ impl Controller {
     }
 }
 
-fn port_choices_path(instance: &Instance) -> PathBuf {
-    instance
-        .run_dir()
-        .join(format!("{}.ports", instance.name()))
-}
-
-pub fn forget_port_choices(instance: &Instance) {
-    let path = port_choices_path(instance);
-    if let Err(error) = std::fs::remove_file(&path)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        tracing::warn!("{}: {error}", path.display());
-    }
-}
-
 /// A static entry without destination.
 fn entry(table: FdbTable, ifindex: IfIndex, mac: MacAddr) -> FdbEntry {
     FdbEntry {
@@ -559,13 +496,15 @@ fn entry(table: FdbTable, ifindex: IfIndex, mac: MacAddr) -> FdbEntry {
         source_vni: None,
         via: None,
         nexthop_id: None,
-        state: bits::NUD_NOARP,
+        // What `bridge fdb .. static` says: a VXLAN device refuses NOARP alone
+        // (vxlan_core.c, vxlan_fdb_add).
+        state: bits::NUD_NOARP | bits::NUD_REACHABLE,
         flags: 0,
     }
 }
 
 /// The kernel said no.
-fn refused(error: NetlinkError) -> ApiError {
+pub(super) fn refused(error: NetlinkError) -> ApiError {
     ApiError::internal(error.to_string())
 }
 

@@ -4,17 +4,18 @@
 //! `daemon`; decides nothing itself.
 
 mod commands;
+mod ports;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::api::Command;
 use crate::api::types::PortHook;
+use crate::api::{ApiError, Command};
 use crate::daemon::RunOptions;
 use crate::dataplane::{Dataplane, DataplaneError, LogLevel};
 use crate::instance::Instance;
@@ -26,8 +27,11 @@ use crate::tables::{Capacity, TableUpdate};
 use commands::Pending;
 
 /// How often next hops in use are confirmed: below the kernel's gc_stale_time
-/// (60 s), so that a neighbour that only XDP uses never looks unused.
+/// (60 s), so that a neighbour that only XDP uses never looks unused. Filters
+/// that change in silence are looked for at the same time.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(25);
+/// TCM_IFINDEX_MAGIC_BLOCK (rtnetlink.h): a tc filter of several devices.
+const SHARED_TC_BLOCK: IfIndex = u32::MAX;
 /// Refused hooks are tried again after this, then after twice the time, ...
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 /// ... up to this.
@@ -65,7 +69,11 @@ pub async fn run(
             events = controller.events.next() => controller.on_events(events?).await?,
             command = commands.recv() => match command {
                 Some(Command::Unload(reply)) => {
-                    let result = controller.unload();
+                    // Its descriptors would keep alive what is to go.
+                    let instance = controller.options.instance.clone();
+                    drop(controller);
+                    let result =
+                        unload(&instance).map_err(|error| ApiError::internal(error.to_string()));
                     // The client may have left; the programs are gone all the same.
                     let _ = reply.send(result);
                     return Ok(());
@@ -153,10 +161,14 @@ impl Controller {
     async fn on_events(&mut self, events: Vec<Event>) -> Result<(), ControllerError> {
         let mut lost = false;
         let mut filters = false;
+        let mut targets = false;
+        let mut tc = BTreeSet::new();
         for event in events {
             match event {
                 Event::Overrun => lost = true,
                 Event::FiltersChanged => filters = true,
+                Event::TargetsChanged => targets = true,
+                Event::TcChanged(ifindex) => drop(tc.insert(ifindex)),
                 event => self.model.apply(event),
             }
         }
@@ -169,6 +181,15 @@ impl Controller {
             let filters = self.netlink.filters().await?;
             self.model.set_filters(filters);
         }
+        if targets {
+            let targets = self.netlink.redirect_targets().await?;
+            self.model.set_redirect_targets(targets);
+        }
+        let mut hooked = self.model.hooked();
+        if !tc.contains(&SHARED_TC_BLOCK) {
+            hooked.retain(|ifindex| tc.contains(ifindex));
+        }
+        self.look_at_tc(hooked);
         self.settle().await
     }
 
@@ -181,7 +202,30 @@ impl Controller {
     async fn dump(&mut self) -> Result<(), ControllerError> {
         let snapshot = self.netlink.snapshot().await?;
         self.model.replace(snapshot);
+        self.settle().await?;
+        // Only now it is known which devices matter.
+        self.look_at_tc(self.model.hooked());
         self.settle().await
+    }
+
+    /// Who else looks at the frames of these devices with tc (R41)? A device
+    /// that cannot be asked is gone or about to go.
+    fn look_at_tc(&mut self, devices: Vec<IfIndex>) {
+        for ifindex in devices {
+            match self.dataplane.foreign_tc(ifindex) {
+                Ok(filter) => self.model.set_tc(ifindex, filter),
+                Err(error) => debug!("{error}"),
+            }
+        }
+    }
+
+    /// Filters that change without a notification: the switches of br_netfilter,
+    /// legacy tables, tcx programs.
+    async fn look_at_silent_filters(&mut self) -> Result<(), ControllerError> {
+        let filters = self.netlink.filters().await?;
+        self.model.set_filters(filters);
+        self.look_at_tc(self.model.hooked());
+        Ok(())
     }
 
     /// Bring the maps to what the model wants: resolve next hops, write, tell
@@ -242,7 +286,8 @@ impl Controller {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let pending = self.pending.iter().map(|p| p.deadline).min();
+        let now = Instant::now();
+        let pending = self.pending.iter().map(|p| p.wake_at(now)).min();
         let retry = self.timers.retry.map(|(at, _)| at);
         [
             self.timers.confirm,
@@ -262,6 +307,7 @@ impl Controller {
         if due(self.timers.confirm) {
             self.timers.confirm = Some(now + CONFIRM_INTERVAL);
             self.confirm_next_hops().await;
+            self.look_at_silent_filters().await?;
         }
         if due(self.timers.epoch) {
             self.timers.epoch = None;
@@ -343,6 +389,6 @@ fn default_ttl() -> u8 {
 /// Detach and unpin everything of an instance, and forget choices made by hand.
 pub fn unload(instance: &Instance) -> Result<(), DataplaneError> {
     Dataplane::unload(&instance.pin_dir())?;
-    commands::forget_port_choices(instance);
+    ports::forget_port_choices(instance);
     Ok(())
 }

@@ -13,7 +13,6 @@ use vtep_common::layout::{
 use super::locations::Owner;
 use super::ports::{self, ETHERNET_BYTES, OVERHEAD_V4_BYTES};
 use super::remotes::{self, RemoteKey, RouteQuery};
-use super::segments::Segment;
 use super::{Model, fdb::FdbChanges};
 use crate::kernel::IfIndex;
 use crate::tables::{Program, TableUpdate, XdpMode};
@@ -29,6 +28,7 @@ struct Pass {
     segments: Vec<TableUpdate>,
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
+    locations_late: Vec<TableUpdate>,
     ports_gone: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
@@ -51,6 +51,7 @@ impl Pass {
             self.fdb.withdrawals,
             self.fdb.writes,
             self.fdb.deletes,
+            self.locations_late,
             self.ports_gone,
             self.segments_gone,
             self.locations_gone,
@@ -63,8 +64,8 @@ impl Pass {
 }
 
 impl Model {
-    /// Append what has to be written. True if another pass would find more.
-    pub(super) fn pass(&mut self, now: Instant, updates: &mut Vec<TableUpdate>) -> bool {
+    /// What has to be written now.
+    pub(super) fn pass(&mut self, now: Instant) -> Vec<TableUpdate> {
         let mut pass = Pass {
             fdb: self.decide_fdb(now),
             ..Pass::default()
@@ -77,15 +78,15 @@ impl Model {
         }
         self.dirty.values = false;
         self.config(&mut pass);
-        let again = self.clean_up(now, &mut pass);
+        self.clean_up(now, &mut pass);
         let repeated = self.repeated_removals();
-        updates.extend(pass.into_order().chain(repeated));
-        again
+        pass.into_order().chain(repeated).collect()
     }
 
     /// Make every location say what it has to.
     fn place(&mut self, now: Instant, pass: &mut Pass) {
-        let fresh = self.locations.take_fresh();
+        let mut fresh = self.locations.take_fresh();
+        fresh.sort_unstable();
         let unknown = fresh
             .iter()
             .any(|index| match self.locations.owner(*index) {
@@ -96,7 +97,7 @@ impl Model {
             });
         self.dirty.places |= unknown || (self.slots.short && self.slots.has_free(now));
         self.dirty.places |= self.leaving_changes_uplinks();
-        let mut indexes = fresh;
+        let mut indexes = fresh.clone();
         if self.dirty.places {
             self.dirty.places = false;
             self.dirty.values = true;
@@ -104,8 +105,8 @@ impl Model {
             self.plan_uplinks();
             self.hops.clear();
             indexes = self.locations.owned().map(|(index, _)| index).collect();
+            indexes.sort_unstable();
         }
-        indexes.sort_unstable();
         for index in indexes {
             let Some(owner) = self.locations.owner(index) else {
                 continue;
@@ -119,7 +120,13 @@ impl Model {
             };
             let before = self.locations.value(index).place();
             if let Some(store) = self.locations.store(index, place) {
-                pass.locations.push(store);
+                // Entries that leave it in this pass were the kernel's until now:
+                // they must not be sent to their former place once more.
+                if before == Place::Kernel && fresh.binary_search(&index).is_err() {
+                    pass.locations_late.push(store);
+                } else {
+                    pass.locations.push(store);
+                }
                 if let Place::Remote(slot) = before {
                     self.slots.release(slot, now);
                 }
@@ -297,20 +304,19 @@ impl Model {
         }
     }
 
-    /// Largest frame that every accelerated port of a segment takes, bytes.
-    fn local_max_bytes(&self, segment: &Segment) -> u16 {
-        let ports = self
-            .ports
-            .values()
-            .filter(|port| port.vxlan == segment.vxlan);
-        let accelerated = ports.filter(|port| port.accelerated.is_ok());
-        accelerated
-            .map(|port| frame_bytes(port.mtu))
-            .min()
-            .unwrap_or(0)
+    /// Largest frame that every accelerated port takes, bytes, by VXLAN device.
+    fn local_max_bytes(&self) -> BTreeMap<IfIndex, u16> {
+        let mut largest = BTreeMap::new();
+        for port in self.ports.values().filter(|port| port.accelerated.is_ok()) {
+            let bytes = frame_bytes(port.mtu);
+            let largest = largest.entry(port.vxlan).or_insert(bytes);
+            *largest = bytes.min(*largest);
+        }
+        largest
     }
 
     fn segment_values(&mut self, pass: &mut Pass) {
+        let local_max = self.local_max_bytes();
         let mut wanted: BTreeMap<VniKey, SegmentValue> = BTreeMap::new();
         for segment in self.segments.values() {
             if let Ok(id) = segment.id {
@@ -324,7 +330,7 @@ impl Model {
                         } else {
                             0
                         },
-                        local_max_bytes: self.local_max_bytes(segment),
+                        local_max_bytes: local_max.get(&segment.vxlan).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
                 );
@@ -349,7 +355,7 @@ impl Model {
     fn port_values(&mut self, pass: &mut Pass) {
         let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
         let mut wanted: BTreeMap<IfIndex, Port> = BTreeMap::new();
-        let mut local_max = BTreeMap::new();
+        let local_max = self.local_max_bytes();
         for (&ifindex, port) in self
             .ports
             .iter()
@@ -370,9 +376,7 @@ impl Model {
             let tunnel = underlay.map_or(segment.mtu, |mtu| {
                 segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
             });
-            let local_max_bytes = *local_max
-                .entry(id)
-                .or_insert_with(|| self.local_max_bytes(segment));
+            let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
             wanted.insert(
                 ifindex,
                 Port {
@@ -441,9 +445,9 @@ impl Model {
         }
     }
 
-    /// Give back what nothing names any more. True if that made room for
-    /// something that waits.
-    fn clean_up(&mut self, now: Instant, pass: &mut Pass) -> bool {
+    /// Give back what nothing names any more, and note what there is room for
+    /// now.
+    fn clean_up(&mut self, now: Instant, pass: &mut Pass) {
         let mut remote_left = false;
         for (index, owner) in self.locations.free_idle(now) {
             if let Place::Remote(slot) = self.locations.value(index).place() {
@@ -474,11 +478,9 @@ impl Model {
         let segments = self.shortage.segments > 0 && self.ids.taken.len() < before;
         let ports = self.shortage.ports > 0 && !pass.ports_gone.is_empty();
         self.dirty.structure |= segments || ports;
-        let fdb = !pass.fdb.deletes.is_empty();
-        if fdb {
+        if !pass.fdb.deletes.is_empty() {
             self.waiting.refused = false;
         }
-        segments || ports || (fdb && !self.waiting.room.is_empty())
     }
 }
 

@@ -242,13 +242,6 @@ impl Model {
                 keys.extend(table.keys().map(|mac| FdbKey::new(*id, *mac)));
             }
         }
-        let by_id = &self.by_id;
-        self.waiting
-            .room
-            .retain(|key| by_id.contains_key(&key.segment()));
-        self.waiting
-            .location
-            .retain(|key| by_id.contains_key(&key.segment()));
         if !self.waiting.refused {
             keys.extend(self.waiting.room.iter().take(room as usize));
         }

@@ -299,7 +299,6 @@ impl Locations {
     pub fn claim(&mut self, index: u32, owner: Owner) {
         if self.entry(index).owner.is_none() && self.find(&owner).is_none() {
             self.give(index, owner);
-            self.fresh.push(index);
         }
     }
 }

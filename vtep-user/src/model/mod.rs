@@ -39,11 +39,8 @@ use locations::Locations;
 use ports::{PortPlan, Uplink};
 use refusals::Refusals;
 use remotes::{Routes, Slots, Ways};
-use segments::{Ids, Segments, Shortage};
+use segments::{Ids, Segment, Segments, Shortage};
 use world::{Domain, Touched, World};
-
-/// More than a batch ever needs: one, and one for each kind of room it makes.
-const PASSES: usize = 6;
 
 /// Why something is left to the kernel, for people: a sentence without its
 /// subject ("not in a bridge").
@@ -122,6 +119,8 @@ struct Dirty {
     domains: BTreeSet<Domain>,
     /// Single forwarding entries.
     entries: Vec<Touched>,
+    /// Marks of the API whose entries may be gone.
+    api: bool,
     /// Devices that went away; another may have come under the same number.
     gone: BTreeSet<IfIndex>,
 }
@@ -210,7 +209,12 @@ impl Model {
 
     /// Take in a full dump: at the start, after an overrun, at a resync.
     pub fn replace(&mut self, snapshot: Snapshot) {
-        let old = std::mem::replace(&mut self.world, World::from_snapshot(snapshot));
+        let mut old = std::mem::replace(&mut self.world, World::from_snapshot(snapshot));
+        self.world.tc = std::mem::take(&mut old.tc);
+        let links = &self.world.links;
+        self.world
+            .tc
+            .retain(|ifindex, _| links.contains_key(ifindex));
         for (ifindex, link) in &old.links {
             match self.world.links.get(ifindex) {
                 Some(new) if new.name == link.name && new.mac == link.mac => {
@@ -229,6 +233,7 @@ impl Model {
         self.dirty.domains.extend(tables.copied());
         self.dirty.domains.extend(self.domains.keys());
         self.dirty.structure = true;
+        self.dirty.api = true;
         self.routes.ask_all();
     }
 
@@ -274,9 +279,8 @@ impl Model {
                 }
             }
             Event::RoutesChanged => self.routes.ask_all(),
-            // The controller reads the filters for `set_filters`, or dumps and
-            // calls `replace`.
-            Event::FiltersChanged => {}
+            // The controller looks, for `set_filters`, `set_redirect_targets`, `set_tc`.
+            Event::FiltersChanged | Event::TargetsChanged | Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,
         }
     }
@@ -292,7 +296,6 @@ impl Model {
             return;
         }
         self.refusals.forget(old);
-        self.refusals.forget(&link);
         // The kernel drops IPv4 routes of a device that goes down without a
         // notification (fib_frontend.c, fib_disable_ip).
         if (old.up, old.mtu) != (link.up, link.mtu) {
@@ -314,6 +317,33 @@ impl Model {
             self.world.filters = filters;
             self.dirty.structure = true;
         }
+    }
+
+    /// Take in the redirect targets, after [`Event::TargetsChanged`].
+    pub fn set_redirect_targets(&mut self, targets: Option<BTreeSet<IfIndex>>) {
+        if self.world.redirect_targets != targets {
+            self.world.redirect_targets = targets;
+            self.dirty.structure = true;
+        }
+    }
+
+    /// Take in who else looks at a device's frames with tc, in words; after
+    /// [`Event::TcChanged`] and after [`Model::replace`].
+    pub fn set_tc(&mut self, ifindex: IfIndex, filter: Option<String>) {
+        let before = match filter {
+            Some(filter) => self.world.tc.insert(ifindex, filter.clone()) != Some(filter),
+            None => self.world.tc.remove(&ifindex).is_some(),
+        };
+        if before {
+            self.refusals.devices.remove(&ifindex);
+            self.dirty.structure = true;
+        }
+    }
+
+    /// Devices whose tc filters matter: ports and uplinks.
+    pub fn hooked(&self) -> Vec<IfIndex> {
+        let devices = self.ports.keys().chain(self.uplinks.keys());
+        devices.copied().collect()
     }
 
     /// What the user wants at a port, by name.
@@ -373,41 +403,43 @@ impl Model {
         if self.api.is_empty() {
             return;
         }
-        let owners: Vec<(Vni, IfIndex)> = self
-            .segments
-            .values()
-            .filter(|segment| segment.domain() == Some(domain))
-            .map(|segment| (segment.vni, segment.vxlan))
-            .collect();
-        for (vni, vxlan) in owners {
-            if self.world.bridge_entry(domain, mac).is_none()
-                && self.world.vxlan_entry(vxlan, mac).is_none()
-            {
-                self.api.remove(&(vni, mac));
-            }
+        let segments = self.segments.values();
+        let of_domain = segments.filter(|segment| segment.domain() == Some(domain));
+        let gone = of_domain.filter(|segment| !self.is_known(segment, mac));
+        let gone: Vec<Vni> = gone.map(|segment| segment.vni).collect();
+        for vni in gone {
+            self.api.remove(&(vni, mac));
         }
+    }
+
+    fn forget_stale_api_marks(&mut self) {
+        let mut marks = std::mem::take(&mut self.api);
+        marks.retain(|(vni, mac)| {
+            let mut segments = self.segments.values().filter(|segment| segment.vni == *vni);
+            segments.any(|segment| self.is_known(segment, *mac))
+        });
+        self.api = marks;
+    }
+
+    /// Whether the kernel has an entry for a MAC, in either table.
+    fn is_known(&self, segment: &Segment, mac: MacAddr) -> bool {
+        let domain = segment.domain();
+        domain.is_some_and(|domain| self.world.bridge_entry(domain, mac).is_some())
+            || self.world.vxlan_entry(segment.vxlan, mac).is_some()
     }
 
     /// The difference between what is wanted and what is written, in an order
     /// in which no entry ever names something that is not there. From here on
     /// it counts as written; what the kernel refuses comes back through
-    /// [`Model::refused`]. Call it after a whole batch of events: states within
-    /// a batch are never written.
+    /// [`Model::refused`]. Call it after a whole batch of events, as states
+    /// within a batch are never written, and until it returns nothing: one list
+    /// may make the room for what comes in the next.
     pub fn updates(&mut self, now: Instant) -> Vec<TableUpdate> {
-        let mut updates = Vec::new();
-        // A second pass uses the room that the first one made.
-        for _ in 0..PASSES {
-            self.settle();
-            if self.adopting {
-                self.recognise();
-                self.adopting = false;
-            }
-            let again = self.pass(now, &mut updates);
-            if !again {
-                break;
-            }
+        self.settle();
+        if std::mem::take(&mut self.adopting) {
+            self.recognise();
         }
-        updates
+        self.pass(now)
     }
 
     /// When [`Model::updates`] has to be called although nothing happens:
@@ -458,7 +490,7 @@ impl Model {
         );
         for (vxlan, segment) in &segments {
             let old = self.segments.get(vxlan);
-            if !old.is_some_and(|old| !old.leads_elsewhere(segment)) {
+            if old.is_none_or(|old| old.leads_elsewhere(segment)) {
                 self.dirty.domains.extend(segment.domain());
             }
         }
@@ -470,6 +502,12 @@ impl Model {
                 self.domains.insert(domain, segment.vxlan);
                 self.by_id.insert(*id, segment.vxlan);
             }
+        }
+        let live = |key: &FdbKey| self.by_id.contains_key(&key.segment());
+        self.waiting.room.retain(live);
+        self.waiting.location.retain(live);
+        if std::mem::take(&mut self.dirty.api) {
+            self.forget_stale_api_marks();
         }
     }
 

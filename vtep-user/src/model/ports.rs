@@ -70,7 +70,7 @@ pub(super) fn plan(
         let mut accelerated = match (&segment.id, refusals.devices.get(&link.ifindex)) {
             (Err(_), _) => Err("its segment is left to the kernel".into()),
             (_, Some(reason)) => Err(reason.clone()),
-            _ => eligible(settings, link),
+            _ => eligible(world, settings, link),
         };
         if accelerated.is_ok() && !current.contains(&link.ifindex) {
             if room == 0 {
@@ -92,12 +92,30 @@ pub(super) fn plan(
     ports
 }
 
-fn eligible(settings: &Settings, link: &Link) -> Result<(), Reason> {
+fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<(), Reason> {
     if !link.up {
         return Err("the device is down".into());
     }
+    no_tc(world, link)?;
     port_flags(link.bridge_port.as_ref())?;
-    hook(settings, link)
+    hook(settings, link)?;
+    // Other drivers may only begin to take frames when they run a program.
+    if link.kind == LinkKind::Veth && !world.takes_redirected(link.ifindex) {
+        return Err(
+            "redirected frames would be lost: the other end of the veth does not poll; \
+                    turn GRO on there (`ethtool -K DEVICE gro on`)"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// Redirected frames would not pass tc (R41).
+fn no_tc(world: &World, link: &Link) -> Result<(), Reason> {
+    match world.tc.get(&link.ifindex) {
+        Some(filter) => Err(filter.clone().into()),
+        None => Ok(()),
+    }
 }
 
 /// Whether XDP may run on a port.
@@ -218,7 +236,7 @@ fn uplink_eligible(world: &World, settings: &Settings, link: &Link) -> Result<()
     }
     match choice(settings, link) {
         HookChoice::Kernel => Err(LEFT.into()),
-        HookChoice::Auto | HookChoice::Xdp => Ok(()),
+        HookChoice::Auto | HookChoice::Xdp => no_tc(world, link),
     }
 }
 

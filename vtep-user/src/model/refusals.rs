@@ -115,7 +115,9 @@ impl Model {
         if self.refusals.config.is_some() {
             self.written.config = None;
         }
+        let fdb = std::mem::take(&mut self.refusals.fdb);
         self.repeat = std::mem::take(&mut self.refusals).removals;
+        self.refusals.fdb = fdb;
         self.waiting.refused = false;
         self.dirty.structure = true;
         self.dirty

@@ -305,6 +305,8 @@ pub(super) struct Way {
     pub header: Result<Box<Remote>, Reason>,
     /// The kernel has not been asked yet: nothing is known against what stands.
     pub pending: bool,
+    /// Only the next hop's link-layer address is missing.
+    pub resolving: bool,
 }
 
 impl Way {
@@ -315,6 +317,7 @@ impl Way {
             mac: None,
             header: Err(reason.into()),
             pending: false,
+            resolving: false,
         }
     }
 }
@@ -367,7 +370,13 @@ pub(super) fn way(
             _,
         ) => Err(format!("uplink {name}: {reason}").into()),
         _ if !link.is_some_and(|link| link.up) => Err(format!("uplink {name} is down").into()),
-        (_, None) => Err(format!("next hop {next_hop} on {name} is not resolved").into()),
+        _ if !world.takes_redirected(route.ifindex) => {
+            Err(format!("uplink {name}: its driver does not take redirected frames").into())
+        }
+        (_, None) => {
+            way.resolving = true;
+            Err(format!("next hop {next_hop} on {name} is not resolved").into())
+        }
         (Some(uplink), Some(mac)) => {
             let hop_limit = route
                 .hop_limit

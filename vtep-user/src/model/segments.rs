@@ -134,7 +134,7 @@ pub(super) fn plan(
         let verdict = named(settings, link)
             .and_then(|()| device_options(device))
             .and_then(|()| membership(world, link))
-            .and_then(|()| alone)
+            .and(alone)
             .and_then(|()| local.clone().map(|_| ()))
             .and_then(|()| match refusals.segments.get(&key) {
                 Some(reason) => Err(reason.clone()),

@@ -249,6 +249,56 @@ impl Model {
         self.world.bridge_entry(domain, mac).map(|entry| entry.port)
     }
 
+    /// Whether a MAC is one of the host's own in a VNI: a device of the bridge
+    /// has it, and frames to it end here.
+    pub fn is_of_host(&self, vni: Vni, mac: MacAddr) -> bool {
+        let domain = self.segment_of_vni(vni).and_then(Segment::domain);
+        domain.is_some_and(|domain| {
+            let entry = self.world.bridge_entry(domain, mac);
+            entry.is_some_and(|entry| entry.is_local(domain))
+        })
+    }
+
+    /// Whether the kernel has learned all it knows of a MAC by itself.
+    pub fn is_learned(&self, vni: Vni, mac: MacAddr) -> bool {
+        let Some(segment) = self.segment_of_vni(vni) else {
+            return false;
+        };
+        let bridge = segment
+            .domain()
+            .and_then(|d| self.world.bridge_entry(d, mac));
+        let vxlan = self.world.vxlan_entry(segment.vxlan, mac);
+        bridge.is_none_or(|entry| entry.ages()) && vxlan.is_none_or(|entry| entry.ages())
+    }
+
+    /// Whether the VXLAN device finds a MAC by a nexthop object.
+    pub fn has_nexthop(&self, vni: Vni, mac: MacAddr) -> bool {
+        let segment = self.segment_of_vni(vni);
+        let entry = segment.and_then(|s| self.world.vxlan_entry(s.vxlan, mac));
+        entry.is_some_and(|entry| entry.to.nexthop_id.is_some())
+    }
+
+    /// Whether an entry only waits for the answer of its next hop.
+    pub fn is_resolving(&self, vni: Vni, mac: MacAddr) -> bool {
+        let segment = self.segment_of_vni(vni).filter(|s| s.id.is_ok());
+        match segment.map(|segment| decide(&self.world, segment, mac)) {
+            Some(Decision::At(Owner::Remote(key))) => {
+                self.ways.get(&key).is_some_and(|way| way.resolving)
+            }
+            _ => false,
+        }
+    }
+
+    /// What the host itself needs a device for, as a sentence without subject.
+    pub fn use_of_host(&self, ifindex: IfIndex) -> Option<String> {
+        if self.uplinks.contains_key(&ifindex) {
+            return Some("is an uplink".to_owned());
+        }
+        let mut addresses = self.world.addresses.iter();
+        let own = addresses.find(|(device, ip)| *device == ifindex && ip.is_ipv4());
+        own.map(|(_, ip)| format!("has the address {ip}"))
+    }
+
     /// Default destinations of a VNI: who gets broadcast and unknown unicast.
     pub fn flood_list(&self, vni: Vni) -> Vec<IpAddr> {
         let segment = self.segment_of_vni(vni);

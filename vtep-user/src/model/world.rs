@@ -101,6 +101,10 @@ pub(super) struct World {
     /// IPv4 neighbours with a usable address.
     pub neighbours: HashMap<(IfIndex, Ipv4Addr), MacAddr>,
     pub filters: Filters,
+    /// Devices that take redirected frames, where the kernel tells.
+    pub redirect_targets: Option<BTreeSet<IfIndex>>,
+    /// tc programs and filters of somebody else, in words, by device.
+    pub tc: BTreeMap<IfIndex, String>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
     pub vxlans: HashMap<IfIndex, HashMap<MacAddr, VxlanEntry>>,
     /// Default destinations of VXLAN devices (the all-zero entries).
@@ -112,6 +116,7 @@ impl World {
         let mut world = Self {
             links: snapshot.links.into_iter().map(|l| (l.ifindex, l)).collect(),
             filters: snapshot.filters,
+            redirect_targets: snapshot.redirect_targets,
             ..Self::default()
         };
         for address in &snapshot.addresses {
@@ -132,6 +137,13 @@ impl World {
             }
         }
         world
+    }
+
+    /// Whether frames redirected to a device arrive, as far as the kernel tells.
+    pub fn takes_redirected(&self, ifindex: IfIndex) -> bool {
+        self.redirect_targets
+            .as_ref()
+            .is_none_or(|targets| targets.contains(&ifindex))
     }
 
     /// Name of a device, for people.
@@ -269,7 +281,12 @@ impl World {
                 let domain = self.domain_of(entry)?;
                 let table = self.bridges.get_mut(&domain)?;
                 match table.entry(entry.mac) {
-                    Slot::Occupied(old) if old.get().port == entry.ifindex => old.remove(),
+                    // Local entries go by any name: see `Event::FdbGone`.
+                    Slot::Occupied(old)
+                        if old.get().port == entry.ifindex || old.get().is_local(domain) =>
+                    {
+                        old.remove()
+                    }
                     _ => return None,
                 };
                 if table.is_empty() {
@@ -312,6 +329,7 @@ impl World {
         self.bridges.retain(|domain, _| domain.bridge != ifindex);
         self.vxlans.remove(&ifindex);
         self.floods.remove(&ifindex);
+        self.tc.remove(&ifindex);
         let link = self.links.remove(&ifindex)?;
         if let Some(bridge) = link.master {
             for (domain, table) in &mut self.bridges {

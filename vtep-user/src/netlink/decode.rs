@@ -57,6 +57,11 @@ pub(super) fn notice(kind: u16, body: &[u8]) -> Option<Notice> {
         | libc::RTM_DELRULE
         | RTM_NEWNEXTHOP
         | RTM_DELNEXTHOP => Event::RoutesChanged,
+        libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTFILTER | libc::RTM_DELTFILTER => {
+            // `struct tcmsg`: the device stands where ndmsg has it. A block that
+            // several devices share has a number of its own.
+            Event::TcChanged(index_of(body.get(4..)?)?)
+        }
         _ => return None,
     };
     Some(Notice::Fact(event))

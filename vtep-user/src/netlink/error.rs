@@ -2,14 +2,18 @@
 //! what was tried, on which object, the error number, and the kernel's own
 //! explanation (extended acknowledgement) where it gave one.
 
+use std::ffi::CStr;
 use std::fmt;
 use std::io;
+
+use crate::instance::reason;
+use crate::kernel::IfIndex;
 
 /// A request or notification socket failed.
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The kernel answered with an error.
-    #[error("cannot {operation} {object}: {source}{explanation}")]
+    #[error("cannot {operation} {object}: {}{explanation}", reason(source))]
     Refused {
         /// Verb, for example "create".
         operation: &'static str,
@@ -19,7 +23,7 @@ pub enum NetlinkError {
         explanation: Explanation,
     },
     /// The socket itself failed: the kernel's opinion is not known.
-    #[error("cannot {operation} {object}: netlink socket: {source}")]
+    #[error("cannot {operation} {object}: netlink socket: {}", reason(source))]
     Socket {
         operation: &'static str,
         object: String,
@@ -48,6 +52,22 @@ impl fmt::Display for Explanation {
             None => Ok(()),
         }
     }
+}
+
+/// A device for people: its name in this thread's network namespace, or its
+/// number where there is none.
+pub(super) fn device(ifindex: IfIndex) -> String {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: `name` has the size if_indextoname may write, with its final zero.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if found.is_null() {
+        return format!("link {ifindex}");
+    }
+    let name = name.map(|c| c as u8);
+    CStr::from_bytes_until_nul(&name).map_or_else(
+        |_| format!("link {ifindex}"),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 /// A failure before it is known what it was for.
@@ -99,6 +119,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn devices_are_named() {
+        assert_eq!(device(1), "lo");
+        assert_eq!(device(u32::MAX), "link 4294967295");
+    }
+
+    #[test]
     fn a_refusal_reads_as_one_line_with_object_reason_and_explanation() {
         let refusal = |text: Option<&str>| {
             Failure::Refused(
@@ -109,12 +135,12 @@ mod tests {
         };
         assert_eq!(
             refusal(None).to_string(),
-            "cannot create vxlan device vx100: File exists (os error 17)"
+            "cannot create vxlan device vx100: File exists"
         );
         let told = refusal(Some("A VXLAN device with the specified VNI already exists"));
         assert_eq!(
             told.to_string(),
-            "cannot create vxlan device vx100: File exists (os error 17): \
+            "cannot create vxlan device vx100: File exists: \
              A VXLAN device with the specified VNI already exists"
         );
         assert_eq!(told.errno(), Some(libc::EEXIST));

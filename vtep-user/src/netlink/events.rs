@@ -1,15 +1,16 @@
-//! Notifications: two multicast sockets (rtnetlink, nftables) turned into one
+//! Notifications: three multicast sockets (rtnetlink, nftables, netdev) made one
 //! stream of `Event`s. Waits without polling, reads in batches, completes
 //! partial link messages by asking, and never hides a loss.
 
 use std::io;
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::codec::{Message, messages};
 use super::decode::{Notice, notice};
-use super::error::{Failure, NetlinkError};
+use super::error::{Failure, NetlinkError, device};
 use super::link::link;
+use super::netdev;
 use super::request::link_by_index;
 use super::socket::{Channel, KernelSocket};
 use crate::kernel::{Event, IfIndex};
@@ -21,8 +22,9 @@ const BATCH_EVENTS: usize = 4096;
 /// Datagrams thrown away after a loss before other tasks get their turn.
 const DISCARD_DATAGRAMS: usize = 1024;
 
-const ROUTE_GROUPS: [u32; 9] = [
+const ROUTE_GROUPS: [u32; 10] = [
     libc::RTNLGRP_LINK,
+    libc::RTNLGRP_TC,
     libc::RTNLGRP_NEIGH,
     libc::RTNLGRP_IPV4_IFADDR,
     libc::RTNLGRP_IPV6_IFADDR,
@@ -41,6 +43,8 @@ pub struct Events {
     route: KernelSocket,
     /// `None` where the kernel has no nfnetlink.
     netfilter: Option<KernelSocket>,
+    /// `None` where the kernel has no netdev family.
+    netdev: Option<KernelSocket>,
     /// For links that a notification tells only in part.
     requests: Channel,
     ready: Vec<Event>,
@@ -60,7 +64,15 @@ impl Events {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             Err(error) => return Err(failed(error)),
         };
+        let netdev = match netdev::family().map_err(failed)? {
+            Some(family) => Some(
+                KernelSocket::open(NETLINK_GENERIC, &[family.group], RECEIVE_BYTES)
+                    .map_err(failed)?,
+            ),
+            None => None,
+        };
         Ok(Self {
+            netdev,
             route: KernelSocket::open(NETLINK_ROUTE, &ROUTE_GROUPS, RECEIVE_BYTES)
                 .map_err(failed)?,
             netfilter,
@@ -86,25 +98,29 @@ impl Events {
             if self.ready.is_empty() && self.partial.is_empty() && !self.discarding {
                 self.wait().await.map_err(failed)?;
             }
-            self.drain().map_err(failed)?;
-            if self.discarding {
-                self.discard().await.map_err(failed)?;
-                return Ok(vec![Event::Overrun]);
-            }
-            self.complete().await?;
-            if !self.ready.is_empty() {
-                return Ok(std::mem::take(&mut self.ready));
+            let events = self.take().await?;
+            if !events.is_empty() {
+                return Ok(events);
             }
         }
     }
 
+    /// As `next`, but only what is there already, perhaps nothing.
+    pub async fn take(&mut self) -> Result<Vec<Event>, NetlinkError> {
+        self.drain().map_err(failed)?;
+        if self.discarding {
+            self.discard().await.map_err(failed)?;
+            return Ok(vec![Event::Overrun]);
+        }
+        self.complete().await?;
+        Ok(std::mem::take(&mut self.ready))
+    }
+
     async fn wait(&self) -> io::Result<()> {
-        match &self.netfilter {
-            Some(netfilter) => tokio::select! {
-                ready = self.route.readable() => ready,
-                ready = netfilter.readable() => ready,
-            },
-            None => self.route.readable().await,
+        tokio::select! {
+            ready = self.route.readable() => ready,
+            ready = readable(self.netfilter.as_ref()) => ready,
+            ready = readable(self.netdev.as_ref()) => ready,
         }
     }
 
@@ -121,13 +137,17 @@ impl Events {
                 Err(error) => return Err(error),
             }
         }
-        if let Some(netfilter) = &mut self.netfilter {
-            // The filters are read again as a whole, so a loss here loses nothing.
+        // These are read again as a whole, so a loss here loses nothing.
+        for (socket, event) in [
+            (&mut self.netfilter, Event::FiltersChanged),
+            (&mut self.netdev, Event::TargetsChanged),
+        ] {
+            let Some(socket) = socket else { continue };
             for _ in 0..BATCH_EVENTS {
-                match netfilter.try_receive() {
+                match socket.try_receive() {
                     Ok(false) => break,
                     Err(error) if !is_loss(&error) => return Err(error),
-                    Ok(true) | Err(_) => push(&mut self.ready, Event::FiltersChanged),
+                    Ok(true) | Err(_) => push(&mut self.ready, event.clone()),
                 }
             }
         }
@@ -167,7 +187,7 @@ impl Events {
             match asked {
                 // Gone, or moved to another namespace: RTM_DELLINK says so.
                 Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
-                Err(failure) => return Err(failure.during("read", format!("link {ifindex}"))),
+                Err(failure) => return Err(failure.during("read", device(ifindex))),
                 Ok(_) => self.ready.extend(found.map(Event::Link)),
             }
             self.partial.pop();
@@ -178,6 +198,13 @@ impl Events {
 
 fn failed(error: io::Error) -> NetlinkError {
     Failure::Socket(error).during("watch", "network changes")
+}
+
+async fn readable(socket: Option<&KernelSocket>) -> io::Result<()> {
+    match socket {
+        Some(socket) => socket.readable().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// ENOBUFS: the kernel dropped notifications. EMSGSIZE: one was cut short.
@@ -194,8 +221,11 @@ fn add(message: &Message<'_>, ready: &mut Vec<Event>, partial: &mut Vec<IfIndex>
 }
 
 fn push(ready: &mut Vec<Event>, event: Event) {
-    let repeats = matches!(event, Event::RoutesChanged | Event::FiltersChanged)
-        && ready.last() == Some(&event);
+    let signal = matches!(
+        event,
+        Event::RoutesChanged | Event::FiltersChanged | Event::TargetsChanged
+    );
+    let repeats = signal && ready.last() == Some(&event);
     if !repeats {
         ready.push(event);
     }

@@ -9,7 +9,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::codec::NDA_NH_ID;
 use super::decode::fdb_entry;
-use super::error::{Failure, NetlinkError};
+use super::error::{Failure, NetlinkError, device};
 use super::request::{Netlink, encode};
 use super::socket::{Answer, Request};
 use crate::kernel::{FdbEntry, FdbTable, bits};
@@ -192,10 +192,11 @@ fn message(entry: &FdbEntry) -> NeighbourMessage {
 }
 
 fn describe(entry: &FdbEntry) -> String {
-    let mut text = match entry.table {
-        FdbTable::Bridge => format!("bridge entry {} on link {}", entry.mac, entry.ifindex),
-        FdbTable::Vxlan => format!("vxlan entry {} on link {}", entry.mac, entry.ifindex),
+    let table = match entry.table {
+        FdbTable::Bridge => "bridge",
+        FdbTable::Vxlan => "vxlan",
     };
+    let mut text = format!("{table} entry {} on {}", entry.mac, device(entry.ifindex));
     if let Some(vlan) = entry.vlan {
         text.push_str(&format!(" vlan {vlan}"));
     }

@@ -9,7 +9,7 @@ use rtnetlink::{LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVxlan};
 use vtep_common::Vni;
 
 use super::codec::{attributes, text_of};
-use super::error::{Failure, NetlinkError};
+use super::error::{Failure, NetlinkError, device};
 use super::link::{IFINFO_BYTES, link};
 use super::request::{Netlink, encode, link_by_index};
 use crate::kernel::{IfIndex, Link};
@@ -103,8 +103,8 @@ impl Netlink {
             .controller(bridge.unwrap_or(0))
             .build();
         let object = match bridge {
-            Some(bridge) => format!("link {ifindex} to bridge {bridge}"),
-            None => format!("link {ifindex} from its bridge"),
+            Some(bridge) => format!("{} to bridge {}", device(ifindex), device(bridge)),
+            None => format!("{} from its bridge", device(ifindex)),
         };
         let operation = if bridge.is_some() { "add" } else { "remove" };
         self.set(message, operation, object).await
@@ -115,8 +115,7 @@ impl Netlink {
         let builder = LinkUnspec::new_with_index(ifindex);
         let message = if up { builder.up() } else { builder.down() }.build();
         let operation = if up { "set up" } else { "set down" };
-        self.set(message, operation, format!("link {ifindex}"))
-            .await
+        self.set(message, operation, device(ifindex)).await
     }
 
     /// Bytes behind the Ethernet header.
@@ -125,7 +124,7 @@ impl Netlink {
         self.set(
             message,
             "set the MTU of",
-            format!("link {ifindex} to {mtu}"),
+            format!("{} to {mtu}", device(ifindex)),
         )
         .await
     }
@@ -133,8 +132,7 @@ impl Netlink {
     /// Attaches a note to a link (IFLA_IFALIAS), at most 255 bytes.
     pub async fn set_alias(&self, ifindex: IfIndex, alias: &str) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(ifindex).alias(alias).build();
-        self.set(message, "set the alias of", format!("link {ifindex}"))
-            .await
+        self.set(message, "set the alias of", device(ifindex)).await
     }
 
     /// The note attached to a link; `None` without one or without such a link.
@@ -151,7 +149,7 @@ impl Netlink {
             .await;
         match asked {
             Err(failure) if failure.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(failure) => Err(failure.during("read", format!("link {ifindex}"))),
+            Err(failure) => Err(failure.during("read", device(ifindex))),
             Ok(_) => Ok(alias),
         }
     }
@@ -160,7 +158,7 @@ impl Netlink {
     pub async fn delete_link(&self, ifindex: IfIndex) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(ifindex).build();
         let message = RouteNetlinkMessage::DelLink(message);
-        self.link_request(message, 0, "delete", format!("link {ifindex}"))
+        self.link_request(message, 0, "delete", device(ifindex))
             .await
     }
 

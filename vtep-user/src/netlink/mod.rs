@@ -12,6 +12,7 @@ mod fdb;
 mod filters;
 mod link;
 mod manage;
+mod netdev;
 mod request;
 mod socket;
 

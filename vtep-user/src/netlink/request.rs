@@ -15,13 +15,14 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use tokio::sync::{Mutex, MutexGuard};
 
 use super::codec::{Message, messages};
 use super::decode::{address, family_of, fdb_entry, host_bits, neighbour, route};
 use super::error::{Failure, NetlinkError};
 use super::link::link;
+use super::netdev::{self, Family};
 use super::socket::{Channel, DATAGRAM_BYTES, KernelSocket, Request};
 use crate::kernel::{FdbEntry, IfIndex, Link, Neighbour, Route, Snapshot, bits};
 
@@ -39,6 +40,8 @@ pub struct Netlink {
     route: Arc<Mutex<Channel>>,
     /// `None` where the kernel has no nfnetlink.
     pub(super) netfilter: Option<Arc<Mutex<Channel>>>,
+    /// `None` where the kernel has no netdev family.
+    pub(super) netdev: Option<(Family, Arc<Mutex<Channel>>)>,
 }
 
 impl Netlink {
@@ -50,10 +53,18 @@ impl Netlink {
             Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => None,
             Err(error) => return Err(failed(error)),
         };
+        let netdev = match netdev::family().map_err(failed)? {
+            Some(family) => {
+                let channel = Channel::open(NETLINK_GENERIC).map_err(failed)?;
+                Some((family, Arc::new(Mutex::new(channel))))
+            }
+            None => None,
+        };
         let route = Channel::open(NETLINK_ROUTE).map_err(failed)?;
         Ok(Self {
             route: Arc::new(Mutex::new(route)),
             netfilter,
+            netdev,
         })
     }
 
@@ -79,6 +90,7 @@ impl Netlink {
         snapshot.fdb = self.forwarding().await?;
         snapshot.neighbours = self.neighbours().await?;
         snapshot.filters = self.filters().await?;
+        snapshot.redirect_targets = self.redirect_targets().await?;
         Ok(snapshot)
     }
 

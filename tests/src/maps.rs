@@ -1,0 +1,155 @@
+//! The pinned maps of an instance, read as the programs read them: what counts
+//! is what stands there, not what the daemon says.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{MapData, MapInfo};
+use vtep_common::MacAddr;
+use vtep_common::fdb::{Bucket, SLOTS, Value, buckets};
+use vtep_common::layout::{FdbKey, LAYOUT_VERSION, Location, Place, Remote, SegmentId};
+
+/// An array map, mapped for reading.
+struct Words {
+    start: NonNull<AtomicU64>,
+    count: usize,
+}
+
+// SAFETY: shared memory that is only touched through atomics.
+unsafe impl Send for Words {}
+// SAFETY: as above.
+unsafe impl Sync for Words {}
+
+impl Words {
+    fn open(directory: &Path, name: &str, element_words: usize) -> Result<Self> {
+        let path = directory.join(name);
+        let map = MapData::from_pin(&path).with_context(|| path.display().to_string())?;
+        let info = MapInfo::from_pin(&path)?;
+        ensure!(info.value_size() as usize == element_words * 8, "{name}");
+        let count = info.max_entries() as usize * element_words;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                count * 8,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                map.fd().as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        ensure!(
+            address != libc::MAP_FAILED,
+            "{name}: {}",
+            std::io::Error::last_os_error()
+        );
+        let start = NonNull::new(address.cast()).context("mapped at 0")?;
+        Ok(Self { start, count })
+    }
+
+    fn word(&self, index: usize) -> u64 {
+        assert!(index < self.count);
+        // SAFETY: inside the mapping, which lives as long as `self`.
+        unsafe { self.start.add(index).as_ref() }.load(Ordering::Acquire)
+    }
+
+    fn bytes<const N: usize>(&self, first: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        for (i, chunk) in bytes.chunks_exact_mut(8).enumerate() {
+            chunk.copy_from_slice(&self.word(first + i).to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `open`, and nothing borrows from it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.count * 8) };
+    }
+}
+
+/// Where the maps send frames for a MAC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    Kernel,
+    /// Interface index.
+    Port(u32),
+    Remote(Ipv4Addr),
+}
+
+pub struct Maps {
+    fdb: Words,
+    locations: Words,
+    remotes: Words,
+}
+
+const BUCKET_WORDS: usize = size_of::<Bucket>() / 8;
+const REMOTE_WORDS: usize = size_of::<Remote>() / 8;
+
+impl Maps {
+    pub fn open(instance: &str) -> Result<Self> {
+        let directory = Path::new("/sys/fs/bpf/vtep").join(instance);
+        let directory = directory.join(format!("v{LAYOUT_VERSION}/maps"));
+        Ok(Self {
+            fdb: Words::open(&directory, "FDB", BUCKET_WORDS)?,
+            locations: Words::open(&directory, "LOCATIONS", 1)?,
+            remotes: Words::open(&directory, "REMOTES", REMOTE_WORDS)?,
+        })
+    }
+
+    fn bucket(&self, index: usize) -> impl Iterator<Item = (FdbKey, Value)> {
+        let bytes: [u8; size_of::<Bucket>()] = self.fdb.bytes(index * BUCKET_WORDS);
+        // SAFETY: plain integers, any bytes are a bucket.
+        let bucket: Bucket = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+        (0..SLOTS)
+            .map(move |slot| (bucket.keys[slot], bucket.values[slot]))
+            .filter(|(word, _)| *word != 0)
+            .map(|(word, value)| (FdbKey::from_word(word), Value(value)))
+    }
+
+    fn way(&self, value: Value) -> Way {
+        match Location(self.locations.word(value.location() as usize)).place() {
+            Place::Port(ifindex) => Way::Port(ifindex),
+            Place::Remote(slot) => {
+                let bytes: [u8; size_of::<Remote>()] =
+                    self.remotes.bytes(slot as usize * REMOTE_WORDS);
+                // SAFETY: plain integers, any bytes are a remote.
+                let remote: Remote = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+                Way::Remote(remote.destination_v4().into())
+            }
+            _ => Way::Kernel,
+        }
+    }
+
+    /// `None`: no entry, so the kernel takes it as well.
+    pub fn get(&self, segment: SegmentId, mac: MacAddr) -> Option<Way> {
+        let key = FdbKey::new(segment, mac);
+        let mask = self.fdb.count / BUCKET_WORDS - 1;
+        let choices = buckets(key).map(|bucket| bucket as usize & mask);
+        let mut found = choices.into_iter().flat_map(|bucket| self.bucket(bucket));
+        found
+            .find(|(k, _)| *k == key)
+            .map(|(_, value)| self.way(value))
+    }
+
+    /// All entries of a segment.
+    pub fn all(&self, segment: SegmentId) -> BTreeMap<MacAddr, Way> {
+        let every = (0..self.fdb.count / BUCKET_WORDS).flat_map(|bucket| self.bucket(bucket));
+        every
+            .filter(|(key, _)| key.segment() == segment)
+            .map(|(key, value)| (key.mac(), self.way(value)))
+            .collect()
+    }
+
+    /// Locations that say something else than "kernel".
+    pub fn locations_in_use(&self) -> usize {
+        let words = (0..self.locations.count).map(|i| Location(self.locations.word(i)));
+        words.filter(|l| l.place() != Place::Kernel).count()
+    }
+}

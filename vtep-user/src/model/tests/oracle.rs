@@ -1,0 +1,154 @@
+//! The rules alone: what has to be in the maps, from the kernel's state and
+//! without any history. Slow and plain, and no code of the model.
+
+use super::random::{BRIDGES, Kernel, VXLANS};
+use super::*;
+
+/// What an FDB entry means to the programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meaning {
+    Kernel,
+    Port(IfIndex),
+    Remote {
+        device: IfIndex,
+        source: MacAddr,
+        next_hop: MacAddr,
+        ttl: u8,
+        remote: Ipv4Addr,
+    },
+}
+
+impl Meaning {
+    /// Whether both lead to the same station, by whatever way.
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Remote { remote: a, .. }, Self::Remote { remote: b, .. }) => a == b,
+            _ => self == other,
+        }
+    }
+}
+
+impl Kernel {
+    pub fn segment_works(&self, n: usize) -> bool {
+        !self.filtered && self.links[&BRIDGES[n]].up && self.links[&VXLANS[n]].up
+    }
+
+    pub fn port_works(&self, ifindex: IfIndex, n: usize) -> bool {
+        let link = &self.links[&ifindex];
+        let plain = matches!(
+            link.kind,
+            LinkKind::Tun(Tun {
+                vnet_hdr: false,
+                ..
+            })
+        );
+        let open = link.bridge_port.is_some_and(|port| !port.isolated);
+        self.segment_works(n) && link.up && plain && open && link.master == Some(BRIDGES[n])
+    }
+
+    pub fn segment_of_port(&self, ifindex: IfIndex) -> Option<usize> {
+        (0..2).find(|n| self.port_works(ifindex, *n))
+    }
+
+    /// (device, source MAC, next hop MAC, TTL, remote).
+    fn way(&self, n: usize, remote: Ipv4Addr) -> Option<Meaning> {
+        let device = self.routes[&remote]?;
+        let hop = *self.hops.get(&device)?;
+        let link = &self.links[&device];
+        let LinkKind::Vxlan(vxlan) = &self.links[&VXLANS[n]].kind else {
+            panic!()
+        };
+        let ttl = if vxlan.ttl == 0 { 64 } else { vxlan.ttl };
+        link.up.then(|| Meaning::Remote {
+            device,
+            source: link.mac.unwrap(),
+            next_hop: neighbour(device, GATEWAY, hop).mac.unwrap(),
+            ttl,
+            remote,
+        })
+    }
+
+    fn meaning(&self, n: usize, mac: MacAddr) -> Option<Meaning> {
+        let entry = self.bridged.get(&(BRIDGES[n], mac))?;
+        if entry.state & bits::NUD_PERMANENT != 0 {
+            return None;
+        }
+        let place = if entry.ifindex != VXLANS[n] {
+            self.port_works(entry.ifindex, n)
+                .then_some(Meaning::Port(entry.ifindex))
+        } else {
+            match self
+                .tunnelled
+                .get(&(VXLANS[n], mac))
+                .and_then(|tunnel| tunnel.dst)
+            {
+                Some(IpAddr::V4(remote)) => self.way(n, remote),
+                _ => None,
+            }
+        };
+        Some(place.unwrap_or(Meaning::Kernel))
+    }
+
+    pub fn fdb(&self) -> BTreeMap<(u32, MacAddr), Meaning> {
+        let segments = (0..2).filter(|n| self.segment_works(*n));
+        segments
+            .flat_map(|n| (0..8).map(move |m| (n, mac(m))))
+            .filter_map(|(n, mac)| Some(((100 + 100 * n as u32, mac), self.meaning(n, mac)?)))
+            .collect()
+    }
+
+    pub fn uplinks(&self) -> BTreeSet<IfIndex> {
+        if !(0..2).any(|n| self.segment_works(n)) {
+            return BTreeSet::new();
+        }
+        let mut uplinks = BTreeSet::from([ETH0]);
+        for n in (0..2).filter(|n| self.segment_works(*n)) {
+            for entry in self.bridged.values() {
+                let here = entry.bridge == Some(BRIDGES[n]) && entry.ifindex == VXLANS[n];
+                let tunnel = self.tunnelled.get(&(VXLANS[n], entry.mac));
+                let fixed = entry.state & bits::NUD_PERMANENT != 0;
+                if let (true, false, Some(tunnel)) = (here, fixed, tunnel)
+                    && let Some(IpAddr::V4(remote)) = tunnel.dst
+                {
+                    uplinks.extend(self.routes[&remote]);
+                }
+            }
+        }
+        uplinks
+    }
+}
+
+/// What the programs would read from the maps.
+pub fn meanings(tables: &Tables) -> BTreeMap<FdbKey, Meaning> {
+    let read = |index: u32| {
+        let location = tables.locations.get(&index).copied().unwrap_or(Location(0));
+        match location.place() {
+            Place::Kernel => Meaning::Kernel,
+            Place::Port(ifindex) => Meaning::Port(ifindex),
+            Place::Remote(slot) => {
+                let remote = &tables.remotes[&slot];
+                let mac = |at: usize| MacAddr(remote.header[at..at + 6].try_into().unwrap());
+                Meaning::Remote {
+                    device: remote.ifindex,
+                    source: mac(6),
+                    next_hop: mac(0),
+                    ttl: remote.header[22],
+                    remote: remote.destination_v4().into(),
+                }
+            }
+        }
+    };
+    let fdb = tables.fdb.iter();
+    fdb.map(|(key, value)| (*key, read(value.location())))
+        .collect()
+}
+
+/// The same by VNI.
+pub fn meanings_by_vni(tables: &Tables) -> BTreeMap<(u32, MacAddr), Meaning> {
+    let segments = tables.segments.iter();
+    let vnis: HashMap<SegmentId, u32> = segments.map(|(k, s)| (s.id, k.vni())).collect();
+    let meanings = meanings(tables).into_iter();
+    meanings
+        .map(|(key, meaning)| ((vnis[&key.segment()], key.mac()), meaning))
+        .collect()
+}

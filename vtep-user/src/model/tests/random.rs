@@ -1,0 +1,489 @@
+//! Random histories against an oracle that knows no history: whatever happened,
+//! in whatever batches, the maps say what a fresh look at the kernel says.
+
+use proptest::prelude::*;
+
+use super::oracle::{Meaning, meanings_by_vni};
+use super::*;
+use crate::kernel::Filters;
+use crate::tables::{Capacity, Program};
+
+pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
+pub const BRIDGES: [IfIndex; 2] = [BR0, BR1];
+pub const VXLANS: [IfIndex; 2] = [VX0, VX1];
+pub const REMOTES: [Ipv4Addr; 3] = [REMOTE1, REMOTE2, REMOTE3];
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// A MAC appears at a port (or the VXLAN device, 3) of a bridge.
+    Bridged {
+        bridge: usize,
+        port: usize,
+        mac: u8,
+        local: bool,
+    },
+    BridgedGone {
+        bridge: usize,
+        port: usize,
+        mac: u8,
+    },
+    Tunnelled {
+        vxlan: usize,
+        mac: u8,
+        remote: usize,
+    },
+    TunnelledGone {
+        vxlan: usize,
+        mac: u8,
+        remote: usize,
+    },
+    Up {
+        device: usize,
+        up: bool,
+    },
+    Master {
+        port: usize,
+        bridge: Option<usize>,
+    },
+    Isolated {
+        port: usize,
+        on: bool,
+    },
+    Offloads {
+        port: usize,
+        on: bool,
+    },
+    Learning {
+        vxlan: usize,
+        on: bool,
+    },
+    Ttl {
+        vxlan: usize,
+        ttl: u8,
+    },
+    Reborn {
+        port: usize,
+    },
+    Hop {
+        eth: usize,
+        n: Option<u8>,
+    },
+    Route {
+        remote: usize,
+        eth: Option<usize>,
+    },
+    Filter {
+        on: bool,
+    },
+    Resync,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let (two, three, macs) = (0usize..2, 0usize..3, 1u8..6);
+    prop_oneof![
+        6 => (two.clone(), 0usize..4, macs.clone(), prop::bool::weighted(0.1))
+            .prop_map(|(bridge, port, mac, local)| Op::Bridged { bridge, port, mac, local }),
+        3 => (two.clone(), 0usize..4, macs.clone())
+            .prop_map(|(bridge, port, mac)| Op::BridgedGone { bridge, port, mac }),
+        6 => (two.clone(), macs.clone(), 0usize..5)
+            .prop_map(|(vxlan, mac, remote)| Op::Tunnelled { vxlan, mac, remote }),
+        2 => (two.clone(), macs, 0usize..5)
+            .prop_map(|(vxlan, mac, remote)| Op::TunnelledGone { vxlan, mac, remote }),
+        2 => (0usize..9, prop::bool::weighted(0.7)).prop_map(|(device, up)| Op::Up { device, up }),
+        1 => (three.clone(), prop::option::weighted(0.8, two.clone()))
+            .prop_map(|(port, bridge)| Op::Master { port, bridge }),
+        1 => (three.clone(), any::<bool>()).prop_map(|(port, on)| Op::Isolated { port, on }),
+        1 => (three.clone(), any::<bool>()).prop_map(|(port, on)| Op::Offloads { port, on }),
+        1 => (two.clone(), any::<bool>()).prop_map(|(vxlan, on)| Op::Learning { vxlan, on }),
+        1 => (two.clone(), 0u8..3).prop_map(|(vxlan, ttl)| Op::Ttl { vxlan, ttl }),
+        1 => three.clone().prop_map(|port| Op::Reborn { port }),
+        2 => (two.clone(), prop::option::weighted(0.8, 1u8..4))
+            .prop_map(|(eth, n)| Op::Hop { eth, n }),
+        2 => (three, prop::option::weighted(0.8, two))
+            .prop_map(|(remote, eth)| Op::Route { remote, eth }),
+        1 => prop::bool::weighted(0.2).prop_map(|on| Op::Filter { on }),
+        1 => Just(Op::Resync),
+    ]
+}
+
+/// What ends a batch.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Run,
+    Wait,
+    /// The controller starts over, on the state it knows.
+    Restart,
+    /// The batch happens while no controller runs.
+    Away,
+}
+
+fn history() -> impl Strategy<Value = Vec<(Vec<Op>, End)>> {
+    let end = prop_oneof![6 => Just(End::Run), 2 => Just(End::Wait), 1 => Just(End::Restart), 1 => Just(End::Away)];
+    prop::collection::vec((prop::collection::vec(op(), 1..6), end), 1..25)
+}
+
+/// The kernel, as plainly as can be.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    pub links: BTreeMap<IfIndex, Link>,
+    pub bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
+    pub tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
+    pub hops: BTreeMap<IfIndex, u8>,
+    pub routes: BTreeMap<Ipv4Addr, Option<IfIndex>>,
+    pub filtered: bool,
+}
+
+fn eth(n: usize) -> IfIndex {
+    [ETH0, ETH1][n]
+}
+
+impl Kernel {
+    fn new() -> Self {
+        let mut host = two_segments();
+        host.links.push(link(ETH1, "eth1", LinkKind::Plain));
+        Self {
+            links: host
+                .links
+                .into_iter()
+                .map(|link| (link.ifindex, link))
+                .collect(),
+            bridged: BTreeMap::new(),
+            tunnelled: BTreeMap::new(),
+            hops: [(ETH0, 1), (ETH1, 2)].into(),
+            routes: REMOTES.map(|remote| (remote, Some(ETH0))).into(),
+            filtered: false,
+        }
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let hops = self
+            .hops
+            .iter()
+            .map(|(eth, n)| neighbour(*eth, GATEWAY, *n));
+        Snapshot {
+            links: self.links.values().cloned().collect(),
+            addresses: two_segments().addresses,
+            fdb: self
+                .bridged
+                .values()
+                .chain(self.tunnelled.values())
+                .cloned()
+                .collect(),
+            neighbours: hops.collect(),
+            filters: self.filters(),
+            redirect_targets: None,
+        }
+    }
+
+    fn filters(&self) -> Filters {
+        let chains = self.filtered.then(|| "filter/forward".to_owned());
+        Filters {
+            bridge_chains: chains.into_iter().collect(),
+            ..Filters::default()
+        }
+    }
+
+    fn change(&mut self, ifindex: IfIndex, change: impl FnOnce(&mut Link)) -> Vec<Event> {
+        let link = self.links.get_mut(&ifindex).unwrap();
+        change(link);
+        vec![Event::Link(link.clone())]
+    }
+
+    /// The entry an operation names: remote 3 is IPv6, 4 a nexthop group.
+    fn tunnel(vxlan: usize, n: u8, remote: usize) -> FdbEntry {
+        let entry = tunnelled(VXLANS[vxlan], mac(n), REMOTES[remote % 3]);
+        match remote {
+            3 => FdbEntry {
+                dst: Some("2001:db8::1".parse().unwrap()),
+                ..entry
+            },
+            4 => FdbEntry {
+                dst: None,
+                nexthop_id: Some(1),
+                ..entry
+            },
+            _ => entry,
+        }
+    }
+
+    fn at(bridge: usize, port: usize, n: u8) -> FdbEntry {
+        let port = PORTS.get(port).copied().unwrap_or(VXLANS[bridge]);
+        bridged(BRIDGES[bridge], port, mac(n))
+    }
+
+    /// Do it, and say what the kernel would notify.
+    fn run(&mut self, op: &Op, sim: &mut Sim) -> Vec<Event> {
+        match *op {
+            Op::Bridged {
+                bridge,
+                port,
+                mac,
+                local,
+            } => {
+                let mut entry = Self::at(bridge, port, mac);
+                if local {
+                    entry.state = bits::NUD_PERMANENT;
+                }
+                self.bridged
+                    .insert((BRIDGES[bridge], entry.mac), entry.clone());
+                vec![Event::Fdb(entry)]
+            }
+            Op::BridgedGone { bridge, port, mac } => {
+                let entry = Self::at(bridge, port, mac);
+                let key = (BRIDGES[bridge], entry.mac);
+                if self
+                    .bridged
+                    .get(&key)
+                    .is_some_and(|known| known.ifindex == entry.ifindex)
+                {
+                    self.bridged.remove(&key);
+                }
+                // Late ones are told as well (F1).
+                vec![Event::FdbGone(entry)]
+            }
+            Op::Tunnelled { vxlan, mac, remote } => {
+                let entry = Self::tunnel(vxlan, mac, remote);
+                self.tunnelled
+                    .insert((entry.ifindex, entry.mac), entry.clone());
+                vec![Event::Fdb(entry)]
+            }
+            Op::TunnelledGone { vxlan, mac, remote } => {
+                let entry = Self::tunnel(vxlan, mac, remote);
+                let key = (entry.ifindex, entry.mac);
+                if self.tunnelled.get(&key) == Some(&entry) {
+                    self.tunnelled.remove(&key);
+                }
+                vec![Event::FdbGone(entry)]
+            }
+            Op::Up { device, up } => {
+                let devices = [ETH0, ETH1, BR0, BR1, VX0, VX1, TAP0, TAP1, TAP2];
+                self.change(devices[device], |link| link.up = up)
+            }
+            Op::Master { port, bridge } => self.change(PORTS[port], |link| {
+                link.master = bridge.map(|n| BRIDGES[n]);
+                link.bridge_port = bridge.map(|_| FORWARDING);
+            }),
+            Op::Isolated { port, on } => self.change(PORTS[port], |link| {
+                if let Some(port) = &mut link.bridge_port {
+                    port.isolated = on;
+                }
+            }),
+            Op::Offloads { port, on } => self.change(PORTS[port], |link| {
+                link.kind = LinkKind::Tun(Tun {
+                    tap: true,
+                    vnet_hdr: on,
+                });
+            }),
+            Op::Learning { vxlan, on } => self.device(vxlan, |device| device.learning = on),
+            Op::Ttl { vxlan, ttl } => self.device(vxlan, |device| device.ttl = ttl),
+            Op::Reborn { port } => {
+                let ifindex = PORTS[port];
+                // The kernel flushes what was behind it.
+                let behind = |entry: &FdbEntry| entry.ifindex == ifindex;
+                let gone: Vec<_> = self
+                    .bridged
+                    .values()
+                    .filter(|e| behind(e))
+                    .cloned()
+                    .collect();
+                self.bridged.retain(|_, entry| !behind(entry));
+                let mut events: Vec<Event> = gone.into_iter().map(Event::FdbGone).collect();
+                events.push(Event::LinkGone(ifindex));
+                let link = &self.links[&ifindex];
+                events.push(Event::Link(link.clone()));
+                events
+            }
+            Op::Hop { eth: n, n: hop } => {
+                let eth = eth(n);
+                match hop {
+                    Some(hop) => {
+                        self.hops.insert(eth, hop);
+                        vec![Event::Neighbour(neighbour(eth, GATEWAY, hop))]
+                    }
+                    None => {
+                        self.hops.remove(&eth);
+                        vec![Event::NeighbourGone(neighbour(eth, GATEWAY, 0))]
+                    }
+                }
+            }
+            Op::Route { remote, eth: n } => {
+                let device = n.map(eth);
+                self.routes.insert(REMOTES[remote], device);
+                let route = device.map(|device| via(device, GATEWAY));
+                sim.routes.insert(REMOTES[remote], route);
+                vec![Event::RoutesChanged]
+            }
+            Op::Filter { on } => {
+                self.filtered = on;
+                sim.model.set_filters(self.filters());
+                vec![]
+            }
+            Op::Resync => {
+                sim.model.replace(self.snapshot());
+                vec![]
+            }
+        }
+    }
+
+    fn device(&mut self, vxlan: usize, change: impl FnOnce(&mut VxlanDevice)) -> Vec<Event> {
+        self.change(VXLANS[vxlan], |link| match &mut link.kind {
+            LinkKind::Vxlan(device) => change(device),
+            other => panic!("{other:?}"),
+        })
+    }
+}
+
+fn compare(kernel: &Kernel, sim: &Sim) {
+    let tables = &sim.tables;
+    assert_eq!(meanings_by_vni(tables), kernel.fdb());
+    let ports = PORTS
+        .iter()
+        .filter_map(|p| Some((*p, kernel.segment_of_port(*p)?)));
+    let ports: BTreeMap<IfIndex, usize> = ports.collect();
+    assert!(tables.ports.keys().eq(ports.keys()), "{:?}", tables.ports);
+    for (ifindex, n) in &ports {
+        let vni = 100 + 100 * *n as u32;
+        let port = &tables.ports[ifindex];
+        assert_eq!(port.segment, sim.id(vni));
+        let behind = |word: u64| {
+            let key = FdbKey::from_word(word);
+            key.segment() == port.segment
+                && sim.place(vni, key.mac()) == Some(Place::Port(*ifindex))
+        };
+        let any = (0..8).any(|m| sim.place(vni, mac(m)) == Some(Place::Port(*ifindex)));
+        assert!(
+            if any {
+                behind(port.first_key)
+            } else {
+                port.first_key == 0
+            },
+            "{port:?}"
+        );
+    }
+    let uplinks = kernel.uplinks();
+    let ports = ports.keys().map(|ifindex| (*ifindex, Program::Egress));
+    let expected = ports.chain(uplinks.iter().map(|ifindex| (*ifindex, Program::Ingress)));
+    let expected: BTreeMap<_, _> = expected.collect();
+    let hooks: BTreeMap<_, _> = tables.hooks.iter().map(|(i, (p, _))| (*i, *p)).collect();
+    assert_eq!(hooks, expected);
+    assert!(
+        tables
+            .targets
+            .iter()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .eq(expected.keys())
+    );
+    let macs = uplinks
+        .iter()
+        .map(|ifindex| kernel.links[ifindex].mac.unwrap().to_bits());
+    let macs: BTreeSet<u64> = macs.collect();
+    let written = tables.config.unwrap().uplink_macs;
+    let written: BTreeSet<u64> = written.into_iter().filter(|m| *m != u64::MAX).collect();
+    assert_eq!(written, macs);
+    for (key, segment) in &tables.segments {
+        let n = (key.vni() / 100 - 1) as usize;
+        assert!(kernel.segment_works(n));
+        let LinkKind::Vxlan(device) = &kernel.links[&VXLANS[n]].kind else {
+            panic!()
+        };
+        assert_eq!(segment.flags & 1 != 0, device.learning);
+    }
+}
+
+fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel, &Sim)) {
+    let mut kernel = Kernel::new();
+    let mut sim = Sim::with(settings.clone(), kernel.snapshot());
+    for (ops, end) in history {
+        for op in &ops {
+            for event in kernel.run(op, &mut sim) {
+                sim.model.apply(event);
+            }
+        }
+        match end {
+            End::Run => _ = sim.run(),
+            End::Wait => _ = sim.wait(QUARANTINE),
+            End::Restart => {
+                sim.run();
+                sim.restart(settings.clone(), kernel.snapshot());
+                assert_eq!(sim.run(), [], "a restart writes nothing");
+            }
+            // What the model has heard dies with it.
+            End::Away => {
+                sim.restart(settings.clone(), kernel.snapshot());
+                sim.run();
+            }
+        }
+        check(&kernel, &sim);
+        assert_eq!(sim.run(), [], "nothing is left to do");
+        sim.model.replace(kernel.snapshot());
+        assert_eq!(sim.run(), [], "a resync finds nothing");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn maps_say_what_the_kernel_says(history in history()) {
+        play(Settings::default(), history, compare);
+    }
+
+    /// With maps that are too small, less is fast, and nothing is wrong.
+    #[test]
+    fn small_maps_say_nothing_wrong(history in history(), size in 1u32..6) {
+        let settings = Settings {
+            capacity: Capacity {
+                fdb: size,
+                locations: size + 1,
+                remotes: size.div_ceil(2),
+                segments: 2 + size % 2,
+                ports: 16 + size,
+            },
+            ..Settings::default()
+        };
+        play_small(settings, history);
+    }
+}
+
+fn play_small(settings: Settings, history: Vec<(Vec<Op>, End)>) {
+    let capacity = settings.capacity;
+    let mut kernel = Kernel::new();
+    let mut sim = Sim::with(settings, kernel.snapshot());
+    for (ops, end) in history {
+        for op in &ops {
+            for event in kernel.run(op, &mut sim) {
+                sim.model.apply(event);
+            }
+        }
+        sim.run();
+        if matches!(end, End::Wait) {
+            sim.wait(QUARANTINE);
+        }
+        let tables = &sim.tables;
+        assert!(tables.fdb.len() <= capacity.fdb as usize);
+        assert!(
+            tables
+                .locations
+                .keys()
+                .all(|index| *index < capacity.locations)
+        );
+        assert!(tables.remotes.keys().all(|slot| *slot < capacity.remotes));
+        let (wanted, got) = (kernel.fdb(), meanings_by_vni(tables));
+        for (key, meaning) in &got {
+            assert!(
+                *meaning == Meaning::Kernel || wanted[key] == *meaning,
+                "{key:?} {meaning:?}"
+            );
+        }
+        // What is missing is missing for a reason.
+        let accelerated: BTreeSet<u32> = tables.segments.keys().map(|key| key.vni()).collect();
+        let missing = wanted.keys().filter(|key| accelerated.contains(&key.0));
+        let missing = missing.filter(|key| !got.contains_key(*key)).count();
+        assert!(missing as u64 <= sim.model.counters().waiting);
+        assert!(
+            missing == 0 || got.len() == capacity.fdb as usize,
+            "{missing} wait in vain"
+        );
+    }
+}
