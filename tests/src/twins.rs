@@ -148,15 +148,10 @@ impl Twins {
             self.seen_frames += (chunk.len() + MARKS.len()) as u64;
             self.fast_marks += MARKS.iter().filter(|mark| mark.fast).count() as u64;
         }
-        let report = self.report(
-            cases,
-            before,
-            self.seen_frames - seen,
-            self.fast_marks - marks,
-        )?;
         self.compare(cases)?;
         self.flows(cases)?;
-        Ok(report)
+        let (seen, marks) = (self.seen_frames - seen, self.fast_marks - marks);
+        self.report(cases, before, seen, marks)
     }
 
     /// R42: every frame in exactly one outcome.
