@@ -402,6 +402,40 @@ fn uplink_that_would_drop_redirected_frames_sends_nothing() {
     scene.session.finish().unwrap();
 }
 
+/// A veth whose peer does not poll drops what is redirected to it.
+#[test]
+fn veths_that_would_drop_redirected_frames_are_left_to_the_kernel() {
+    if !is_root("veths_that_would_drop_redirected_frames_are_left_to_the_kernel") {
+        return;
+    }
+    let scene = Scene::new();
+    let vm = &scene.lab.vms[0].netns;
+    vm.run("ethtool -K eth0 gro off").unwrap();
+    scene.refused("ports", "name", "port1", "GRO");
+    scene.kernel_only();
+    vm.run("ethtool -K eth0 gro on").unwrap();
+    scene.back();
+    scene.lab.router.run("ethtool -K to1 gro off").unwrap();
+    // Frames from there still can be taken.
+    let remote = || scene.daemons[0].json(&["remote", "show"]).unwrap()[0].clone();
+    let says = || {
+        remote()["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("does not take redirected frames"))
+    };
+    wait_until(Duration::from_secs(1), "the remote is refused", || {
+        Ok(says())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", remote()));
+    let sent = || scene.daemons[0].frames("egress-remote").unwrap();
+    let before = sent();
+    scene.flows();
+    assert_eq!(sent(), before);
+    scene.lab.router.run("ethtool -K to1 gro on").unwrap();
+    scene.back();
+    scene.session.finish().unwrap();
+}
+
 #[test]
 fn programs_of_somebody_else_stay() {
     if !is_root("programs_of_somebody_else_stay") {
