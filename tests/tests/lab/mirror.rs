@@ -312,11 +312,10 @@ fn lost_notifications_are_counted_and_repaired() {
     const COUNT: u32 = 40_000;
     let (lab, daemon, maps) = host();
     let signal = |number| {
+        let pid = daemon.pid().unwrap() as i32;
         // SAFETY: a signal to a child of ours.
-        assert_eq!(
-            unsafe { libc::kill(daemon.pid().unwrap() as i32, number) },
-            0
-        );
+        let status = unsafe { libc::kill(pid, number) };
+        assert_eq!(status, 0);
     };
     // What is only in the maps must go, what is there may change.
     let mut lines = String::new();
