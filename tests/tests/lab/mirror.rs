@@ -163,19 +163,9 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
     const ROUNDS: usize = 300;
     let (lab, daemon, maps) = host();
     let entry = |dst: Ipv4Addr, ifindex| FdbEntry {
-        table: FdbTable::Vxlan,
-        ifindex,
-        bridge: None,
-        mac: mac(0),
-        vlan: None,
         dst: Some(IpAddr::V4(dst)),
-        udp_port: None,
-        vni: None,
-        source_vni: None,
-        via: None,
-        nexthop_id: None,
         state: bits::NUD_NOARP | bits::NUD_REACHABLE,
-        flags: 0,
+        ..FdbEntry::new(FdbTable::Vxlan, ifindex, mac(0))
     };
     let netns = &lab.hosts[0].netns;
     let vxlan = netns.ifindex("vxlan100").unwrap();
