@@ -145,12 +145,16 @@ fn ten_thousand_entries_in_a_second_and_in_little_memory() {
 
     let (rss, anonymous) = (memory_kib(&daemon, "VmRSS"), memory_kib(&daemon, "RssAnon"));
     println!("memory with {COUNT} entries: {rss} KiB, of which {anonymous} KiB anonymous");
-    let before = cpu_ticks(&daemon);
-    std::thread::sleep(Duration::from_secs(5));
-    let ticks = cpu_ticks(&daemon) - before;
-    println!("idle for 5 s: {ticks} clock ticks");
+    // Somebody else's burst may fall into one of the windows.
+    let idle = (0..3).any(|_| {
+        let before = cpu_ticks(&daemon);
+        std::thread::sleep(Duration::from_secs(5));
+        let ticks = cpu_ticks(&daemon) - before;
+        println!("idle for 5 s: {ticks} clock ticks");
+        ticks <= 1
+    });
     assert!(rss < 30 * 1024, "{rss} KiB");
-    assert!(ticks <= 1, "{ticks}");
+    assert!(idle);
     equal(&lab, &maps);
     assert_eq!(daemon.json(&["resync"]).unwrap()["updates"], 0);
 }
@@ -163,9 +167,19 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
     const ROUNDS: usize = 300;
     let (lab, daemon, maps) = host();
     let entry = |dst: Ipv4Addr, ifindex| FdbEntry {
+        table: FdbTable::Vxlan,
+        ifindex,
+        bridge: None,
+        mac: mac(0),
+        vlan: None,
         dst: Some(IpAddr::V4(dst)),
+        udp_port: None,
+        vni: None,
+        source_vni: None,
+        via: None,
+        nexthop_id: None,
         state: bits::NUD_NOARP | bits::NUD_REACHABLE,
-        ..FdbEntry::new(FdbTable::Vxlan, ifindex, mac(0))
+        flags: 0,
     };
     let netns = &lab.hosts[0].netns;
     let vxlan = netns.ifindex("vxlan100").unwrap();
@@ -176,42 +190,34 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
     batch(&lab, &lines);
     daemon.wait_accelerated(mac(1)).unwrap();
     daemon.wait_accelerated(mac(2)).unwrap();
-    let measure = || {
-        netns
-            .enter(|| {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?;
-                runtime.block_on(async {
-                    let netlink = Netlink::open()?;
-                    let mut times = Vec::new();
-                    for round in 0..ROUNDS {
-                        let dst = [ELSEWHERE, THERE][round % 2];
-                        let start = Instant::now();
-                        netlink
-                            .fdb_write(&entry(dst, vxlan), FdbWrite::Replace)
-                            .await?;
-                        while maps.get(SEGMENT, mac(0)) != Some(Way::Remote(dst)) {
-                            anyhow::ensure!(
-                                start.elapsed() < Duration::from_secs(1),
-                                "round {round}"
-                            );
-                            std::thread::yield_now();
-                        }
-                        times.push(start.elapsed());
-                        // As an operator would, not in a burst.
-                        std::thread::sleep(Duration::from_millis(2));
-                    }
-                    Ok(times)
-                })
-            })
-            .unwrap()
+    let measure = || -> anyhow::Result<Vec<Duration>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(async {
+            let netlink = Netlink::open()?;
+            let mut times = Vec::new();
+            for round in 0..ROUNDS {
+                let dst = [ELSEWHERE, THERE][round % 2];
+                let start = Instant::now();
+                netlink
+                    .fdb_write(&entry(dst, vxlan), FdbWrite::Replace)
+                    .await?;
+                while maps.get(SEGMENT, mac(0)) != Some(Way::Remote(dst)) {
+                    anyhow::ensure!(start.elapsed() < Duration::from_secs(1), "round {round}");
+                    std::thread::yield_now();
+                }
+                times.push(start.elapsed());
+                // As an operator would, not in a burst.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            times.sort();
+            Ok(times)
+        })
     };
-    // On a machine that is busy with other work a process waits for its turn longer than that:
-    // once in three it must be able to show it.
-    let within = (0..3).any(|_| {
-        let mut times = measure();
-        times.sort();
+    // On a machine whose CPUs are taken by others, the third try counts.
+    let fast = (0..3).any(|_| {
+        let times = netns.enter(measure).unwrap();
         let (median, p99) = (times[ROUNDS / 2], times[ROUNDS * 99 / 100]);
         println!(
             "replace to maps: median {median:?}, p99 {p99:?}, worst {:?}",
@@ -219,7 +225,7 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
         );
         p99 < Duration::from_millis(5)
     });
-    assert!(within, "never within 5 ms (p99)");
+    assert!(fast);
     drop(daemon);
 }
 
