@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use crate::run::{as_root, cargo, run, workspace};
+use crate::run::{as_root, cargo, root_path, run, workspace};
 use crate::{build, leftovers, setup};
 
 pub fn demo() -> Result<()> {
@@ -28,6 +28,7 @@ fn run_binary(package: &str, binary: &str, options: &[String]) -> Result<()> {
 
 /// `env`, because sudo keeps no environment.
 fn with_paths(mut env: Command) -> Command {
+    env.arg(format!("PATH={}", root_path().display()));
     env.arg(format!("VTEP_BIN={}", build::vtep_binary(false).display()));
     env.arg(format!("VTEP_EBPF_DIR={}", build::ebpf_dir().display()));
     env

@@ -1,7 +1,7 @@
 //! Starts other programs: what runs is said, what fails is shown, root is asked
 //! for only where it is needed. Every verb starts its programs through here.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead as _, BufReader, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -86,12 +86,16 @@ pub fn can_be_root() -> Result<()> {
     answer.map_err(anyhow::Error::msg)
 }
 
-/// Whether a program is on PATH (or in the places a user's PATH may lack).
-pub fn has(program: &str) -> bool {
+/// PATH with the places of root's tools, which the PATH of a user may lack.
+pub fn root_path() -> OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin"].map(PathBuf::from))
-        .any(|dir| dir.join(program).is_file())
+    let all = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    std::env::join_paths(all).unwrap_or(path)
+}
+
+/// Whether there is such a program.
+pub fn has(program: &str) -> bool {
+    std::env::split_paths(&root_path()).any(|dir| dir.join(program).is_file())
 }
 
 fn line(command: &Command) -> String {

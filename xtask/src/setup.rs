@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::run::{Step, as_root, can_be_root, has, is_root, quiet};
+use crate::run::{Step, as_root, can_be_root, has, is_root, quiet, root_path};
 use crate::toolchain;
 
 /// Oldest kernel with everything the programs use.
@@ -163,15 +163,15 @@ fn load_empty_xdp() -> std::io::Result<()> {
 /// Make one device of every kind in a namespace of its own: that is what the
 /// tests do, and the kernel loads its modules on the way.
 fn network_devices() -> Result<()> {
-    const SCRIPT: &str = "PATH=$PATH:/usr/sbin:/sbin
-        ip link add br0 type bridge &&
+    const SCRIPT: &str = "ip link add br0 type bridge &&
         ip link add a0 type veth peer name b0 &&
         ip link add vxlan0 type vxlan id 1 local 127.0.0.1 dstport 4789";
     ensure!(
         has("ip"),
         "bridge, veth and vxlan devices: not looked at, `ip` is missing"
     );
-    quiet(as_root("unshare")?.args(["--net", "sh", "-c", SCRIPT])).context(
+    let path = format!("PATH={}", root_path().display());
+    quiet(as_root("unshare")?.args(["--net", "env", &path, "sh", "-c", SCRIPT])).context(
         "the kernel makes no network namespaces with bridge, veth and vxlan devices: boot one with \
          CONFIG_NET_NS, CONFIG_BRIDGE, CONFIG_VETH and CONFIG_VXLAN, and in a container allow \
          CAP_SYS_ADMIN",

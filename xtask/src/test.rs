@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run::{as_root, can_be_root, cargo, interrupted, is_root, run};
+use crate::run::{as_root, can_be_root, cargo, interrupted, is_root, root_path, run};
 use crate::{build, leftovers, setup};
 
 /// Time for test programs to end after Ctrl-C.
@@ -84,7 +84,8 @@ fn kernel_cargo() -> Result<Command> {
     command.args(["--package", "vtep-tests", "--package", "vtep-bench"]);
     command
         .env("VTEP_TESTS_REQUIRE", "root")
-        .env("VTEP_BIN", build::vtep_binary(false));
+        .env("VTEP_BIN", build::vtep_binary(false))
+        .env("PATH", root_path());
     if !is_root() {
         let mut words = vec!["sudo".to_owned(), "-n".into(), "env".into()];
         words.push("VTEP_TESTS_REQUIRE=root".to_owned());
