@@ -550,6 +550,29 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
     cases
 }
 
+/// Frames of some kinds from the VM to some stations, `each` of every
+/// combination.
+pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: usize) -> Vec<Case> {
+    let mut rng = Rng(to.len() as u64);
+    let mut cases = Vec::new();
+    for destination in to {
+        for kind in kinds {
+            assert!(KINDS.contains(kind), "no kind of packet is named {kind}");
+            for _ in 0..each {
+                let packet = payload(kind, 86, 0, &mut rng);
+                let inner = inner(A, *destination, packet, cases.len());
+                cases.push(Case {
+                    way: egress_way(world, &inner),
+                    what: inner.what,
+                    frame: inner.frame,
+                    flow: inner.flow,
+                });
+            }
+        }
+    }
+    cases
+}
+
 fn egress_way(world: &World, inner: &Inner) -> Way {
     let fits = |limit| inner.frame.len() >= 16 && inner.frame.len() <= limit;
     let known = [A, A2].contains(&inner.source);
@@ -564,4 +587,4 @@ fn egress_way(world: &World, inner: &Inner) -> Way {
 }
 
 mod outer;
-pub use outer::ingress;
+pub use outer::{ingress, ingress_changed, ingress_in_two_fragments, ingress_to};

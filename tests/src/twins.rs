@@ -2,23 +2,21 @@
 //! one without. The same frames go into both; what comes out is compared.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::Ipv4Addr;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::{MacAddr, Outcome, checksum};
 
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::frames::{Socket, ethernet, vxlan};
-use crate::lab::{BRIDGE, Lab, Options, UPLINK, VM_MTU, VNI, VXLAN};
+use crate::frames::vxlan;
+use crate::lab::{VM_MTU, VNI};
 use crate::wait_until;
+
+mod side;
+use side::{DEADLINE, MARKS, Side, remote_stations};
 
 /// Frames in flight at once: a quarter of the ring of a veth.
 const CHUNK: usize = 32;
-const DEADLINE: Duration = Duration::from_secs(10);
-/// In frames that mark the end of a chunk, followed by its number and a letter.
-const MARK: [u8; 8] = *b"\xf1vtepEND";
 
 /// How the hosts are made.
 #[derive(Debug, Clone)]
@@ -55,13 +53,6 @@ pub enum Tap {
 
 const TAPS: [Tap; 3] = [Tap::Wire, Tap::A, Tap::C];
 
-/// One host and all that can be seen of it.
-struct Side {
-    lab: Lab,
-    taps: [Socket; 3],
-    out: BTreeMap<Tap, Vec<Vec<u8>>>,
-}
-
 pub struct Twins {
     pub world: World,
     kernel: Side,
@@ -85,248 +76,6 @@ pub struct Report {
     pub out: BTreeMap<Tap, usize>,
     /// Growth of every outcome that grew.
     pub outcomes: BTreeMap<&'static str, u64>,
-}
-
-impl Side {
-    fn new(device: &Device) -> Result<Self> {
-        let options = Options {
-            hosts: 1,
-            vxlan: device.vxlan.into(),
-            udp_port: device.udp_port,
-            ..Options::default()
-        };
-        let mut lab = Lab::with(&options)?;
-        lab.add_vm(0)?;
-        lab.add_vm(0)?;
-        let host = &lab.hosts[0];
-        // Nobody answers, asks or forwards on its own.
-        lab.router
-            .enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")?))?;
-        lab.router.run("ip link set to1 mtu 1508")?;
-        host.netns.enter(|| {
-            for (key, value) in [
-                ("icmp_ratelimit", "0"),
-                ("icmp_msgs_per_sec", "1000000"),
-                ("icmp_msgs_burst", "1000000"),
-            ] {
-                let path = format!("/proc/sys/net/ipv4/{key}");
-                // The last two are per namespace from Linux 6.13 on.
-                if std::path::Path::new(&path).exists() {
-                    std::fs::write(&path, value).with_context(|| path)?;
-                }
-            }
-            Ok(())
-        })?;
-        let mtus = [1500, device.small_mtu];
-        for ((vm, mtu), mac) in lab.vms.iter().zip(mtus).zip(corpus::PORT_MACS) {
-            // The VMs and the router can send more than the host's ends take.
-            vm.netns.run_all(&format!(
-                "ip addr flush dev eth0
-                 ip link set eth0 mtu {}",
-                mtu + 8
-            ))?;
-            host.netns
-                .run(&format!("ip link set {} mtu {mtu} address {mac}", vm.port))?;
-        }
-        let (a, c) = (&lab.vms[0].port, &lab.vms[1].port);
-        ensure!(
-            (lab.vms[0].mac, lab.vms[1].mac) == (corpus::A, corpus::C),
-            "the laboratory numbers its VMs in another way"
-        );
-        let ip = |address| Ipv4Addr::from(address);
-        let learning = if device.bridge_learning { "on" } else { "off" };
-        host.netns.run_all(&format!(
-            "ip neigh replace {} lladdr {} dev {UPLINK} nud permanent
-             ip addr add {}/32 dev {UPLINK}
-             ip link set {BRIDGE} address {}
-             ip link set {VXLAN} address {}
-             bridge link set dev {VXLAN} learning {learning}
-             bridge fdb append 00:00:00:00:00:00 dev {VXLAN} dst {}
-             bridge fdb append 00:00:00:00:00:00 dev {VXLAN} dst {}",
-            host.gateway,
-            host.gateway_mac,
-            ip(corpus::HOST_IP2),
-            corpus::BRIDGE_MAC,
-            corpus::VXLAN_MAC,
-            ip(corpus::NEAR_IP),
-            ip(corpus::FAR_IP),
-        ))?;
-        // Sticky: frames with forged sources do not move the known stations, so that nothing
-        // depends on how soon the maps follow.
-        for (mac, port) in [(corpus::A, a), (corpus::A2, a), (corpus::C, c)] {
-            host.netns.run(&format!(
-                "bridge fdb replace {mac} dev {port} master static sticky"
-            ))?;
-        }
-        for (mac, remote) in remote_stations() {
-            host.netns.run_all(&format!(
-                "bridge fdb replace {mac} dev {VXLAN} self static dst {}
-                 bridge fdb replace {mac} dev {VXLAN} master static sticky",
-                ip(remote)
-            ))?;
-        }
-        let taps = [
-            lab.router.enter(|| Socket::open("to1"))?,
-            lab.vms[0].netns.enter(|| Socket::open("eth0"))?,
-            lab.vms[1].netns.enter(|| Socket::open("eth0"))?,
-        ];
-        Ok(Self {
-            lab,
-            taps,
-            out: BTreeMap::new(),
-        })
-    }
-
-    fn send(&self, tap: Tap, frame: &[u8]) -> Result<()> {
-        self.taps[tap as usize].send(frame)
-    }
-
-    /// Send marks through every way of both directions and keep what comes out
-    /// before the last of them.
-    fn drain(&mut self, world: &World, chunk: u32) -> Result<()> {
-        for stage in [&MARKS[..3], &MARKS[3..]] {
-            for mark in stage {
-                self.send(mark.from, &mark.frame(world, chunk))?;
-            }
-            for tap in TAPS {
-                let mut missing: Vec<u8> = stage
-                    .iter()
-                    .flat_map(|mark| mark.to.iter().filter(|to| **to == tap).map(|_| mark.letter))
-                    .collect();
-                let deadline = Instant::now() + DEADLINE;
-                while !missing.is_empty() {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    let Some(frame) = self.taps[tap as usize].receive(left)? else {
-                        let letters = String::from_utf8_lossy(&missing).into_owned();
-                        bail!("{tap:?}: marks {letters} of chunk {chunk} did not arrive");
-                    };
-                    match mark_in(&frame) {
-                        Some((number, letter)) => {
-                            let at = missing.iter().position(|l| *l == letter);
-                            ensure!(
-                                number == chunk && at.is_some(),
-                                "{tap:?}: unexpected mark {} of chunk {number}",
-                                char::from(letter)
-                            );
-                            missing.swap_remove(at.unwrap_or_default());
-                        }
-                        None if is_noise(&frame) => {}
-                        None => self.out.entry(tap).or_default().push(frame),
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn fdb(&self) -> Result<Vec<String>> {
-        let text = self.lab.hosts[0].netns.run("bridge fdb show")?;
-        let mut lines: Vec<String> = text.lines().map(|l| l.trim().to_owned()).collect();
-        lines.sort();
-        Ok(lines)
-    }
-}
-
-fn remote_stations() -> impl Iterator<Item = (MacAddr, [u8; 4])> {
-    let near = corpus::NEAR.into_iter().map(|mac| (mac, corpus::NEAR_IP));
-    near.chain([(corpus::FAR, corpus::FAR_IP)])
-}
-
-/// A frame that shows that everything before it on its way has arrived. Fast
-/// frames are forwarded in bulk at the end of a poll, so both ways need one.
-struct Mark {
-    letter: u8,
-    from: Tap,
-    source: MacAddr,
-    destination: MacAddr,
-    /// Where copies arrive.
-    to: &'static [Tap],
-    fast: bool,
-}
-
-const fn mark(letter: u8, from: Tap, ends: [MacAddr; 2], to: &'static [Tap], fast: bool) -> Mark {
-    let [source, destination] = ends;
-    Mark {
-        letter,
-        from,
-        source,
-        destination,
-        to,
-        fast,
-    }
-}
-
-const ALL: MacAddr = MacAddr([0xff; 6]);
-/// From the wire, then from the VMs. A broadcast goes to both remotes.
-const MARKS: &[Mark] = &[
-    mark(
-        b'a',
-        Tap::Wire,
-        [corpus::NEAR[0], corpus::A],
-        &[Tap::A],
-        true,
-    ),
-    mark(
-        b'b',
-        Tap::Wire,
-        [corpus::NEAR[0], corpus::C],
-        &[Tap::C],
-        true,
-    ),
-    mark(
-        b'c',
-        Tap::Wire,
-        [corpus::NEAR[0], ALL],
-        &[Tap::A, Tap::C],
-        false,
-    ),
-    mark(
-        b'd',
-        Tap::A,
-        [corpus::A, corpus::NEAR[0]],
-        &[Tap::Wire],
-        true,
-    ),
-    mark(b'e', Tap::A, [corpus::A, corpus::C], &[Tap::C], true),
-    mark(
-        b'f',
-        Tap::A,
-        [corpus::A, ALL],
-        &[Tap::Wire, Tap::Wire, Tap::C],
-        false,
-    ),
-    mark(b'g', Tap::C, [corpus::C, corpus::A], &[Tap::A], true),
-];
-
-impl Mark {
-    fn frame(&self, world: &World, chunk: u32) -> Vec<u8> {
-        let mut payload = MARK.to_vec();
-        payload.extend(chunk.to_be_bytes());
-        payload.push(self.letter);
-        payload.resize(46, 0);
-        let inner = ethernet(self.source, self.destination, 0x88b5, &payload);
-        if self.from == Tap::Wire {
-            encapsulated(world, corpus::NEAR_IP, &inner)
-        } else {
-            inner
-        }
-    }
-}
-
-fn mark_in(frame: &[u8]) -> Option<(u32, u8)> {
-    let at = frame.windows(8).position(|window| window == MARK)?;
-    let rest = frame.get(at + 8..at + 13)?;
-    Some((
-        u32::from_be_bytes([rest[0], rest[1], rest[2], rest[3]]),
-        rest[4],
-    ))
-}
-
-/// A bridge that snoops joins the group of all snoopers (RFC 4286) and reports
-/// that at its own times, to a group that the corpus leaves out.
-fn is_noise(frame: &[u8]) -> bool {
-    let reports = [1, 0, 0x5e, 0, 0, 0x16];
-    frame.starts_with(&reports) || frame.get(50..56) == Some(&reports[..])
 }
 
 /// An inner frame as a remote sends it.
@@ -399,15 +148,10 @@ impl Twins {
             self.seen_frames += (chunk.len() + MARKS.len()) as u64;
             self.fast_marks += MARKS.iter().filter(|mark| mark.fast).count() as u64;
         }
-        let report = self.report(
-            cases,
-            before,
-            self.seen_frames - seen,
-            self.fast_marks - marks,
-        )?;
         self.compare(cases)?;
         self.flows(cases)?;
-        Ok(report)
+        let (seen, marks) = (self.seen_frames - seen, self.fast_marks - marks);
+        self.report(cases, before, seen, marks)
     }
 
     /// R42: every frame in exactly one outcome.
@@ -531,10 +275,11 @@ impl Twins {
         Ok(frame)
     }
 
-    /// R4 and order: within a flow, fast frames keep both.
+    /// Within a flow, frames of one way keep their order, fast ones their source
+    /// port too (R4).
     fn flows(&self, cases: &[Case]) -> Result<()> {
         for tap in TAPS {
-            let mut last: HashMap<u64, usize> = HashMap::new();
+            let mut last: HashMap<(u64, bool), usize> = HashMap::new();
             let mut ports: HashMap<u64, u16> = HashMap::new();
             for frame in self.fast.out.get(&tap).into_iter().flatten() {
                 let Some((number, case)) =
@@ -542,30 +287,32 @@ impl Twins {
                 else {
                     continue;
                 };
-                if case.way != Way::Fast {
-                    continue;
-                }
-                if let Some(before) = last.insert(case.flow, number) {
+                let fast = case.way == Way::Fast;
+                if case.way != Way::Either
+                    && let Some(before) = last.insert((case.flow, fast), number)
+                {
+                    // Flooded frames leave several times.
                     ensure!(
-                        before < number,
+                        before <= number,
                         "{tap:?}: frame {number} came after {before}: {}",
                         case.what
                     );
                 }
-                if tap == Tap::Wire {
-                    let port = u16::from_be_bytes([frame[34], frame[35]]);
-                    ensure!(
-                        self.source_ports.contains(&port),
-                        "source port {port} not in {:?}",
-                        self.source_ports
-                    );
-                    let first = *ports.entry(case.flow).or_insert(port);
-                    ensure!(
-                        first == port,
-                        "source ports {first} and {port} in one flow: {}",
-                        case.what
-                    );
+                if !fast || tap != Tap::Wire {
+                    continue;
                 }
+                let port = u16::from_be_bytes([frame[34], frame[35]]);
+                ensure!(
+                    self.source_ports.contains(&port),
+                    "source port {port} not in {:?}",
+                    self.source_ports
+                );
+                let first = *ports.entry(case.flow).or_insert(port);
+                ensure!(
+                    first == port,
+                    "source ports {first} and {port} in one flow: {}",
+                    case.what
+                );
             }
         }
         Ok(())
@@ -581,6 +328,11 @@ impl Twins {
             "missing in the accelerated host: {missing:#?}, additional: {added:#?}"
         );
         Ok(kernel)
+    }
+
+    /// Frames that came out of the accelerated host in the last run.
+    pub fn out(&self, tap: Tap) -> &[Vec<u8>] {
+        self.fast.out.get(&tap).map_or(&[], Vec::as_slice)
     }
 
     /// Wait until the maps say about a station what the kernel's FDB says.

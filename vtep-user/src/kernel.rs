@@ -210,6 +210,27 @@ pub struct FdbEntry {
     pub flags: u8,
 }
 
+impl FdbEntry {
+    /// A static entry of the table, without VLAN and destination.
+    pub fn new(table: FdbTable, ifindex: IfIndex, mac: MacAddr) -> Self {
+        Self {
+            table,
+            ifindex,
+            bridge: None,
+            mac,
+            vlan: None,
+            dst: None,
+            udp_port: None,
+            vni: None,
+            source_vni: None,
+            via: None,
+            nexthop_id: None,
+            state: bits::NUD_NOARP,
+            flags: 0,
+        }
+    }
+}
+
 /// NUD_* and NTF_* bits the project looks at (include/uapi/linux/neighbour.h).
 pub mod bits {
     pub const NUD_INCOMPLETE: u16 = 0x01;

@@ -52,18 +52,15 @@ fn refuse_with(daemon: &Daemon, line: &str, status: i32, parts: &[&str]) {
 /// Two hosts with VNI 100, a VM on each, ports and remotes set.
 fn two_hosts() -> (Lab, Vec<Daemon>) {
     let (mut lab, daemons) = bare(2);
-    for host in 0..2 {
+    for (host, daemon) in daemons.iter().enumerate() {
         let vm = lab.add_vm(host).unwrap();
         let (here, there) = (lab.hosts[host].address, lab.hosts[1 - host].address);
         run(
-            &daemons[host],
+            daemon,
             &format!("vni add 100 --local {here} --remote {there}"),
         );
         let port = &lab.vms[vm].port;
-        run(
-            &daemons[host],
-            &format!("port add {port} --vni 100 --hook xdp"),
-        );
+        run(daemon, &format!("port add {port} --vni 100 --hook xdp"));
     }
     (lab, daemons)
 }

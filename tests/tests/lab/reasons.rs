@@ -371,6 +371,71 @@ fn options_that_are_not_understood_leave_the_segment_to_the_kernel() {
     scene.session.finish().unwrap();
 }
 
+/// An uplink that drops what is redirected to it: frames are still stripped, but
+/// not encapsulated. (For ports see `traffic`.)
+#[test]
+fn uplink_that_would_drop_redirected_frames_sends_nothing() {
+    if !is_root("uplink_that_would_drop_redirected_frames_sends_nothing") {
+        return;
+    }
+    let scene = Scene::new();
+    scene.lab.router.run("ethtool -K to1 gro off").unwrap();
+    let daemon = &scene.daemons[0];
+    wait_until(
+        Duration::from_secs(2),
+        "the remote is left to the kernel",
+        || {
+            let rows = daemon.json(&["remote", "show"])?;
+            let reason = rows[0]["reason"].as_str().unwrap_or("").to_owned();
+            Ok(reason.contains("redirected"))
+        },
+    )
+    .unwrap();
+    let before = daemon.frames("egress-remote").unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(daemon.frames("egress-remote").unwrap(), before);
+    scene.lab.router.run("ethtool -K to1 gro on").unwrap();
+    wait_until(Duration::from_secs(2), "and accelerated again", || {
+        Ok(daemon.frames("egress-remote")? > before + 10)
+    })
+    .unwrap();
+    scene.session.finish().unwrap();
+}
+
+/// A veth whose peer does not poll drops what is redirected to it.
+#[test]
+fn veths_that_would_drop_redirected_frames_are_left_to_the_kernel() {
+    if !is_root("veths_that_would_drop_redirected_frames_are_left_to_the_kernel") {
+        return;
+    }
+    let scene = Scene::new();
+    let vm = &scene.lab.vms[0].netns;
+    vm.run("ethtool -K eth0 gro off").unwrap();
+    scene.refused("ports", "name", "port1", "GRO");
+    scene.kernel_only();
+    vm.run("ethtool -K eth0 gro on").unwrap();
+    scene.back();
+    scene.lab.router.run("ethtool -K to1 gro off").unwrap();
+    // Frames from there still can be taken.
+    let remote = || scene.daemons[0].json(&["remote", "show"]).unwrap()[0].clone();
+    let says = || {
+        remote()["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("does not take redirected frames"))
+    };
+    wait_until(Duration::from_secs(1), "the remote is refused", || {
+        Ok(says())
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", remote()));
+    let sent = || scene.daemons[0].frames("egress-remote").unwrap();
+    let before = sent();
+    scene.flows();
+    assert_eq!(sent(), before);
+    scene.lab.router.run("ethtool -K to1 gro on").unwrap();
+    scene.back();
+    scene.session.finish().unwrap();
+}
+
 #[test]
 fn programs_of_somebody_else_stay() {
     if !is_root("programs_of_somebody_else_stay") {
@@ -440,7 +505,9 @@ fn uplink_with_a_too_large_mtu_is_named() {
     );
     let session = Session::start(&lab.vms[a], &lab.vms[b]).unwrap();
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(daemon.frames("egress-remote").unwrap(), 0);
+    // Each attempt that is refused lets a frame or two through: the uplink can send, it only
+    // cannot receive on the fast path.
+    assert!(daemon.frames("egress-remote").unwrap() < 20);
     // The peer's MTU is what counts, and nobody hears of it; trying again does.
     lab.router.run("ip link set to1 mtu 1500").unwrap();
     let after = wait_until(Duration::from_secs(10), "the uplink is accelerated", || {
@@ -448,7 +515,7 @@ fn uplink_with_a_too_large_mtu_is_named() {
     });
     println!("attached {:?} after the MTU was right", after.unwrap());
     wait_until(Duration::from_secs(5), "frames take the fast path", || {
-        Ok(daemon.frames("egress-remote")? > 20)
+        Ok(daemon.frames("egress-remote")? > 100)
     })
     .unwrap();
     session.finish().unwrap();

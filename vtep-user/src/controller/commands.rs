@@ -9,7 +9,7 @@ use vtep_common::{MacAddr, Vni};
 use crate::api::types::{FdbSpec, ResyncReport, Target, VniSpec, WriteMode};
 use crate::api::values::{IfName, StationMac};
 use crate::api::{ApiError, Command, Reply};
-use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link, bits};
+use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link};
 use crate::model::SegmentRow;
 use crate::netlink::{FdbWrite, NetlinkError, VxlanSpec};
 
@@ -320,7 +320,7 @@ impl Controller {
             let entry = FdbEntry {
                 mac: MacAddr::ZERO,
                 dst: Some(remote.get()),
-                ..entry(FdbTable::Vxlan, vxlan, MacAddr::ZERO)
+                ..FdbEntry::new(FdbTable::Vxlan, vxlan, MacAddr::ZERO)
             };
             netlink
                 .fdb_write(&entry, FdbWrite::Append)
@@ -423,13 +423,13 @@ impl Controller {
                 // The VXLAN device first: the bridge must not send where no remote is known.
                 let tunnel = FdbEntry {
                     dst: Some(remote),
-                    ..entry(FdbTable::Vxlan, segment.vxlan, mac)
+                    ..FdbEntry::new(FdbTable::Vxlan, segment.vxlan, mac)
                 };
                 self.netlink
                     .fdb_write(&tunnel, FdbWrite::Replace)
                     .await
                     .map_err(refused)?;
-                let bridged = entry(FdbTable::Bridge, segment.vxlan, mac);
+                let bridged = FdbEntry::new(FdbTable::Bridge, segment.vxlan, mac);
                 self.netlink
                     .fdb_write(&bridged, FdbWrite::Replace)
                     .await
@@ -443,7 +443,7 @@ impl Controller {
                         spec.vni, spec.vni
                     )));
                 };
-                let bridged = entry(FdbTable::Bridge, row.ifindex, mac);
+                let bridged = FdbEntry::new(FdbTable::Bridge, row.ifindex, mac);
                 self.netlink
                     .fdb_write(&bridged, FdbWrite::Replace)
                     .await
@@ -464,7 +464,7 @@ impl Controller {
             )));
         }
         if let Some(ifindex) = self.model.bridge_port_of(vni, mac) {
-            let bridged = entry(FdbTable::Bridge, ifindex, mac);
+            let bridged = FdbEntry::new(FdbTable::Bridge, ifindex, mac);
             gone(self.netlink.fdb_delete(&bridged).await)?;
         }
         self.forget_tunnel(segment.vxlan, mac).await?;
@@ -476,30 +476,9 @@ impl Controller {
     async fn forget_tunnel(&self, vxlan: IfIndex, mac: MacAddr) -> Result<(), ApiError> {
         gone(
             self.netlink
-                .fdb_delete(&entry(FdbTable::Vxlan, vxlan, mac))
+                .fdb_delete(&FdbEntry::new(FdbTable::Vxlan, vxlan, mac))
                 .await,
         )
-    }
-}
-
-/// A static entry without destination.
-fn entry(table: FdbTable, ifindex: IfIndex, mac: MacAddr) -> FdbEntry {
-    FdbEntry {
-        table,
-        ifindex,
-        bridge: None,
-        mac,
-        vlan: None,
-        dst: None,
-        udp_port: None,
-        vni: None,
-        source_vni: None,
-        via: None,
-        nexthop_id: None,
-        // What `bridge fdb .. static` says: a VXLAN device refuses NOARP alone
-        // (vxlan_core.c, vxlan_fdb_add).
-        state: bits::NUD_NOARP | bits::NUD_REACHABLE,
-        flags: 0,
     }
 }
 
