@@ -225,7 +225,9 @@ impl FdbEntry {
             source_vni: None,
             via: None,
             nexthop_id: None,
-            state: bits::NUD_NOARP,
+            // What `bridge fdb .. static` says: a VXLAN device refuses NOARP alone
+            // (vxlan_core.c, vxlan_fdb_add).
+            state: bits::NUD_NOARP | bits::NUD_REACHABLE,
             flags: 0,
         }
     }

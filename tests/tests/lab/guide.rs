@@ -121,7 +121,7 @@ fn script_of_the_guide_runs_on_one_machine() {
     // Whatever goes wrong, nothing of it stays.
     let script = format!(
         "trap 'set +e; for i in 1 2; do vtep --instance {prefix}-host$i unload; \
-         ip netns del {prefix}-host$i; ip netns del {prefix}-vm$i; done 2>/dev/null' EXIT\n{script}"
+         ip netns del {prefix}-host$i; ip netns del {prefix}-vm$i; rm /run/vtep/{prefix}-host$i.lock; done 2>/dev/null' EXIT\n{script}"
     );
     let output = execute(
         Command::new("timeout")
