@@ -177,9 +177,10 @@ impl Lab {
              ip addr add {address}/24 dev eth0
              ip link set eth0 up"
         ))?;
-        host.run(&format!("ethtool -K {port} gro on"))?;
         if self.segment {
             plug(host, &port)?;
+        } else {
+            host.run(&format!("ethtool -K {port} gro on"))?;
         }
         self.vms.push(Vm {
             netns,
@@ -198,7 +199,6 @@ impl Lab {
         self.hosts[from]
             .netns
             .run(&format!("ip link set {port} netns {}", to.name()))?;
-        to.run(&format!("ethtool -K {port} gro on"))?;
         plug(to, port)
     }
 
@@ -235,12 +235,14 @@ fn wire(netns: &Netns, device: &str) -> Result<()> {
     Ok(())
 }
 
-/// GRO after "up": only then veth tells its peer that redirected frames are taken
+/// GRO is turned on after "up", and off before, because only a change while the
+/// device is up tells the peer that redirected frames are taken
 /// (drivers/net/veth.c, veth_set_features).
 fn plug(host: &Netns, port: &str) -> Result<()> {
     host.run_all(&format!(
         "ip link set {port} master {BRIDGE}
          ip link set {port} up
+         ethtool -K {port} gro off
          ethtool -K {port} gro on"
     ))
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use vtep_tests::frames::{Socket, is_udp_to, rarp};
+use vtep_tests::frames::{Socket, ethernet, ipv4_udp, is_udp_to, rarp};
+use vtep_tests::generator::{Generator, Plan, object};
 use vtep_tests::lab::{Lab, UPLINK};
 use vtep_tests::streams::{Session, Stream};
 use vtep_tests::{is_root, wait_until};
@@ -31,6 +32,43 @@ fn kernel_path_carries_ping_tcp_and_100k_frames() {
         (0, 0),
         "{report:?}"
     );
+}
+
+/// Regression: a port whose GRO was on before it came up never told its peer that
+/// it takes redirected frames, and nothing of the generator's arrived.
+#[test]
+fn generated_frames_enter_a_port_and_leave_encapsulated() {
+    if !is_root("generated_frames_enter_a_port_and_leave_encapsulated") {
+        return;
+    }
+    const FRAMES: u32 = 10_000;
+    let mut lab = Lab::new().unwrap();
+    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
+    lab.warm_up().unwrap();
+    // After a move it has to hold as well.
+    lab.move_vm(a, 0, 1).unwrap();
+    lab.move_vm(a, 1, 0).unwrap();
+    let (from, to) = (&lab.vms[a], &lab.vms[b]);
+    from.netns.run("ping -c 1 -W 2 10.0.0.2").unwrap();
+    let addresses = [from.address.octets(), to.address.octets()];
+    let packet = ipv4_udp(addresses[0], addresses[1], [1000, 2000], &[0; 18]);
+    let frame = ethernet(from.mac, to.mac, 0x0800, &packet);
+    let ifindex = from.netns.ifindex("eth0").unwrap();
+    let mut generator = Generator::load(&object()).unwrap();
+    from.netns
+        .enter(|| {
+            generator.set_plan(Plan {
+                ifindex,
+                ..Plan::default()
+            })
+        })
+        .unwrap();
+    lab.router.enter(|| generator.attach_sink("to1")).unwrap();
+    generator.burst(&frame, FRAMES).unwrap();
+    wait_until(Duration::from_secs(2), "all frames are on the wire", || {
+        Ok(generator.counters()?[1] >= u64::from(FRAMES))
+    })
+    .unwrap();
 }
 
 #[test]
