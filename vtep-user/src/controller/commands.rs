@@ -318,7 +318,6 @@ impl Controller {
             .map_err(refused)?;
         for remote in &spec.remotes {
             let entry = FdbEntry {
-                mac: MacAddr::ZERO,
                 dst: Some(remote.get()),
                 ..FdbEntry::new(FdbTable::Vxlan, vxlan, MacAddr::ZERO)
             };
