@@ -279,6 +279,7 @@ impl Model {
                 }
             }
             Event::RoutesChanged => self.routes.ask_all(),
+            Event::Vlans(..) | Event::Vnis(..) => self.dirty.structure = true,
             // The controller looks, for `set_filters`, `set_redirect_targets`, `set_tc`.
             Event::FiltersChanged | Event::TargetsChanged | Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,

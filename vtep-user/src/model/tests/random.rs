@@ -172,6 +172,7 @@ impl Kernel {
             neighbours: hops.collect(),
             filters: self.filters(),
             redirect_targets: None,
+            ..Snapshot::default()
         }
     }
 
