@@ -11,8 +11,9 @@ use vtep_common::layout::{
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES, OVERHEAD_V4_BYTES};
+use super::ports::{self, ETHERNET_BYTES, Member, OVERHEAD_V4_BYTES};
 use super::remotes::{self, RemoteKey, RouteQuery};
+use super::world::{Domain, Tunnel};
 use super::{Model, fdb::FdbChanges};
 use crate::kernel::IfIndex;
 use crate::tables::{Program, TableUpdate, XdpMode};
@@ -21,6 +22,7 @@ use crate::tables::{Program, TableUpdate, XdpMode};
 #[derive(Debug, Default)]
 struct Pass {
     detach: Vec<TableUpdate>,
+    ports_gone: Vec<TableUpdate>,
     config: Vec<TableUpdate>,
     remotes: Vec<TableUpdate>,
     targets: Vec<TableUpdate>,
@@ -29,7 +31,6 @@ struct Pass {
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
     locations_late: Vec<TableUpdate>,
-    ports_gone: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
     targets_gone: Vec<TableUpdate>,
@@ -38,10 +39,12 @@ struct Pass {
 
 impl Pass {
     /// What is named comes before what names it, and leaves after it. Programs
-    /// are the last to come and the first to go.
+    /// are the last to come and the first to go; ports that leave a segment are next,
+    /// so that none of their frames meets entries of the segment's new VLAN.
     fn into_order(self) -> impl Iterator<Item = TableUpdate> {
         [
             self.detach,
+            self.ports_gone,
             self.config,
             self.remotes,
             self.targets,
@@ -52,7 +55,6 @@ impl Pass {
             self.fdb.writes,
             self.fdb.deletes,
             self.locations_late,
-            self.ports_gone,
             self.segments_gone,
             self.locations_gone,
             self.targets_gone,
@@ -115,7 +117,7 @@ impl Model {
                 continue;
             }
             let place = match owner {
-                Owner::Port { bridge, ifindex } => self.place_of_port(index, bridge, ifindex),
+                Owner::Port { domain, ifindex } => self.place_of_port(index, domain, ifindex),
                 Owner::Remote(key) => self.place_of_remote(index, &key, now, &mut pass.remotes),
             };
             let before = self.locations.value(index).place();
@@ -134,10 +136,11 @@ impl Model {
         }
     }
 
-    fn place_of_port(&self, index: u32, bridge: IfIndex, ifindex: IfIndex) -> Place {
-        match self.ports.get(&ifindex) {
+    fn place_of_port(&self, index: u32, domain: Domain, ifindex: IfIndex) -> Place {
+        let vlan = domain.vlan;
+        match self.ports.get(&Member { ifindex, vlan }) {
             Some(port)
-                if port.bridge == bridge
+                if port.bridge == domain.bridge
                     && port.accelerated.is_ok()
                     && !self.refusals.places.contains_key(&index) =>
             {
@@ -256,9 +259,9 @@ impl Model {
     fn devices(&mut self, pass: &mut Pass) {
         let mode = self.settings.xdp_mode;
         let accelerated = |program, ok: bool| ok.then_some((program, mode));
-        let ports = self.ports.iter().filter_map(|(ifindex, port)| {
+        let ports = self.ports.iter().filter_map(|(member, port)| {
             Some((
-                *ifindex,
+                member.ifindex,
                 accelerated(Program::Egress, port.accelerated.is_ok())?,
             ))
         });
@@ -304,12 +307,12 @@ impl Model {
         }
     }
 
-    /// Largest frame that every accelerated port takes, bytes, by VXLAN device.
-    fn local_max_bytes(&self) -> BTreeMap<IfIndex, u16> {
+    /// Largest frame that every accelerated port takes, bytes, by segment.
+    fn local_max_bytes(&self) -> BTreeMap<Tunnel, u16> {
         let mut largest = BTreeMap::new();
         for port in self.ports.values().filter(|port| port.accelerated.is_ok()) {
             let bytes = frame_bytes(port.mtu);
-            let largest = largest.entry(port.vxlan).or_insert(bytes);
+            let largest = largest.entry(port.tunnel).or_insert(bytes);
             *largest = bytes.min(*largest);
         }
         largest
@@ -330,7 +333,7 @@ impl Model {
                         } else {
                             0
                         },
-                        local_max_bytes: local_max.get(&segment.vxlan).copied().unwrap_or(0),
+                        local_max_bytes: local_max.get(&segment.tunnel).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
                 );
@@ -356,17 +359,18 @@ impl Model {
         let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
         let mut wanted: BTreeMap<PortKey, Port> = BTreeMap::new();
         let local_max = self.local_max_bytes();
-        for (&ifindex, port) in self
+        for (&Member { ifindex, vlan }, port) in self
             .ports
             .iter()
             .filter(|(_, port)| port.accelerated.is_ok())
         {
-            let Some(segment) = self.segments.get(&port.vxlan) else {
+            let Some(segment) = self.segments.get(&port.tunnel) else {
                 continue;
             };
             let Ok(id) = segment.id else { continue };
+            let bridge = port.bridge;
             let owner = Owner::Port {
-                bridge: port.bridge,
+                domain: Domain { bridge, vlan },
                 ifindex,
             };
             let first = self
@@ -376,7 +380,7 @@ impl Model {
             let tunnel = underlay.map_or(segment.mtu, |mtu| {
                 segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
             });
-            let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
+            let local_max_bytes = local_max.get(&port.tunnel).copied().unwrap_or(0);
             wanted.insert(
                 PortKey::new(ifindex, 0),
                 Port {
