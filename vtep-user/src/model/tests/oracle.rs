@@ -1,8 +1,9 @@
 //! The rules alone: what has to be in the maps, from the kernel's state and
 //! without any history. Slow and plain, and no code of the model.
 
-use super::random::{BRIDGES, Kernel, VXLANS};
+use super::random::Kernel;
 use super::*;
+use vtep_common::layout::{PortKey, VniKey};
 
 /// What an FDB entry means to the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +31,14 @@ impl Meaning {
 
 impl Kernel {
     pub fn segment_works(&self, n: usize) -> bool {
-        !self.filtered && self.links[&BRIDGES[n]].up && self.links[&VXLANS[n]].up
+        let at = self.other_end(n);
+        let up = self.links[&self.bridge(at)].up && self.links[&self.vxlan(n)].up;
+        !self.filtered && up && self.is_mapped(n)
     }
 
     pub fn port_works(&self, ifindex: IfIndex, n: usize) -> bool {
         let link = &self.links[&ifindex];
+        let at = self.other_end(n);
         let plain = matches!(
             link.kind,
             LinkKind::Tun(Tun {
@@ -43,7 +47,8 @@ impl Kernel {
             })
         );
         let open = link.bridge_port.is_some_and(|port| !port.isolated);
-        self.segment_works(n) && link.up && plain && open && link.master == Some(BRIDGES[n])
+        let member = link.master == Some(self.bridge(at)) && self.is_untagged(ifindex, at);
+        self.segment_works(n) && link.up && plain && open && member
     }
 
     pub fn segment_of_port(&self, ifindex: IfIndex) -> Option<usize> {
@@ -55,7 +60,7 @@ impl Kernel {
         let device = self.routes[&remote]?;
         let hop = *self.hops.get(&device)?;
         let link = &self.links[&device];
-        let LinkKind::Vxlan(vxlan) = &self.links[&VXLANS[n]].kind else {
+        let LinkKind::Vxlan(vxlan) = &self.links[&self.vxlan(n)].kind else {
             panic!()
         };
         let ttl = if vxlan.ttl == 0 { 64 } else { vxlan.ttl };
@@ -69,19 +74,15 @@ impl Kernel {
     }
 
     fn meaning(&self, n: usize, mac: MacAddr) -> Option<Meaning> {
-        let entry = self.bridged.get(&(BRIDGES[n], mac))?;
+        let entry = self.bridged.get(&(self.other_end(n), mac))?;
         if entry.state & bits::NUD_PERMANENT != 0 {
             return None;
         }
-        let place = if entry.ifindex != VXLANS[n] {
+        let place = if entry.ifindex != self.vxlan(n) {
             self.port_works(entry.ifindex, n)
                 .then_some(Meaning::Port(entry.ifindex))
         } else {
-            match self
-                .tunnelled
-                .get(&(VXLANS[n], mac))
-                .and_then(|tunnel| tunnel.dst)
-            {
+            match self.tunnelled.get(&(n, mac)).and_then(|tunnel| tunnel.dst) {
                 Some(IpAddr::V4(remote)) => self.way(n, remote),
                 _ => None,
             }
@@ -103,9 +104,9 @@ impl Kernel {
         }
         let mut uplinks = BTreeSet::from([ETH0]);
         for n in (0..2).filter(|n| self.segment_works(*n)) {
-            for entry in self.bridged.values() {
-                let here = entry.bridge == Some(BRIDGES[n]) && entry.ifindex == VXLANS[n];
-                let tunnel = self.tunnelled.get(&(VXLANS[n], entry.mac));
+            for ((at, _), entry) in &self.bridged {
+                let here = *at == self.other_end(n) && entry.ifindex == self.vxlan(n);
+                let tunnel = self.tunnelled.get(&(n, entry.mac));
                 let fixed = entry.state & bits::NUD_PERMANENT != 0;
                 if let (true, false, Some(tunnel)) = (here, fixed, tunnel)
                     && let Some(IpAddr::V4(remote)) = tunnel.dst
@@ -150,5 +151,31 @@ pub fn meanings_by_vni(tables: &Tables) -> BTreeMap<(u32, MacAddr), Meaning> {
     let meanings = meanings(tables).into_iter();
     meanings
         .map(|(key, meaning)| ((vnis[&key.segment()], key.mac()), meaning))
+        .collect()
+}
+
+/// Where a frame starts its way: on a port, or on the wire in a VNI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Start {
+    Port(PortKey),
+    Wire(VniKey),
+}
+
+/// Where frames to every known address get from everywhere, and the segment's VNI.
+pub fn reached(tables: &Tables) -> BTreeMap<(Start, MacAddr), (u32, Meaning)> {
+    let meanings = meanings(tables);
+    let ports = tables.ports.iter().map(|(key, port)| {
+        let vni = u32::from_be(port.vni_word) >> 8;
+        (Start::Port(*key), port.segment, vni)
+    });
+    let wire = tables.segments.iter();
+    let wire = wire.map(|(key, segment)| (Start::Wire(*key), segment.id, key.vni()));
+    let starts = ports.chain(wire);
+    starts
+        .flat_map(|(start, id, vni)| {
+            let table = meanings.range(FdbKey::new(id, MacAddr::ZERO)..);
+            let table = table.take_while(move |(key, _)| key.segment() == id);
+            table.map(move |(key, meaning)| ((start, key.mac()), (vni, *meaning)))
+        })
         .collect()
 }

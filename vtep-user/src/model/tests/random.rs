@@ -9,8 +9,20 @@ use crate::kernel::Filters;
 use crate::tables::{Capacity, Program};
 
 pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
-pub const BRIDGES: [IfIndex; 2] = [BR0, BR1];
-pub const VXLANS: [IfIndex; 2] = [VX0, VX1];
+const VNIS: [u32; 2] = [100, 200];
+const VLANS: [u16; 2] = [10, 20];
+
+/// How two segments are made. A bridge in the operations is a VLAN where there is
+/// one bridge only, and belonging to it is a port's PVID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// A bridge and a VXLAN device each.
+    Bridges,
+    /// VLANs of one bridge, with a VXLAN device each.
+    Vlans,
+    /// VLANs of one bridge, mapped to VNIs of one VXLAN device.
+    Single,
+}
 pub const REMOTES: [Ipv4Addr; 3] = [REMOTE1, REMOTE2, REMOTE3];
 
 #[derive(Debug, Clone)]
@@ -75,6 +87,27 @@ enum Op {
     Filter {
         on: bool,
     },
+    /// Of a VLAN-aware bridge only, as all below.
+    Tagged {
+        port: usize,
+        vlan: usize,
+        on: bool,
+    },
+    VlanFiltering {
+        on: bool,
+    },
+    /// The two VNIs change their VLANs.
+    Swap,
+    /// The spanning tree blocks a VLAN of the VXLAN device.
+    Blocked {
+        vlan: usize,
+        on: bool,
+    },
+    /// Of a single VXLAN device only: `vnifilter`.
+    VniFilter {
+        n: usize,
+        on: bool,
+    },
     Resync,
 }
 
@@ -102,6 +135,13 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (three, prop::option::weighted(0.8, two))
             .prop_map(|(remote, eth)| Op::Route { remote, eth }),
         1 => prop::bool::weighted(0.2).prop_map(|on| Op::Filter { on }),
+        1 => (0usize..3, 0usize..2, any::<bool>())
+            .prop_map(|(port, vlan, on)| Op::Tagged { port, vlan, on }),
+        1 => prop::bool::weighted(0.7).prop_map(|on| Op::VlanFiltering { on }),
+        1 => Just(Op::Swap),
+        1 => (0usize..2, prop::bool::weighted(0.3))
+            .prop_map(|(vlan, on)| Op::Blocked { vlan, on }),
+        1 => (0usize..2, prop::bool::weighted(0.7)).prop_map(|(n, on)| Op::VniFilter { n, on }),
         1 => Just(Op::Resync),
     ]
 }
@@ -125,9 +165,18 @@ fn history() -> impl Strategy<Value = Vec<(Vec<Op>, End)>> {
 /// The kernel, as plainly as can be.
 #[derive(Debug, Clone)]
 pub struct Kernel {
+    layout: Layout,
     pub links: BTreeMap<IfIndex, Link>,
-    pub bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
-    pub tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
+    /// By bridge or VLAN.
+    pub bridged: BTreeMap<(usize, MacAddr), FdbEntry>,
+    /// By VNI.
+    pub tunnelled: BTreeMap<(usize, MacAddr), FdbEntry>,
+    /// PVIDs of ports on the VLAN-aware bridge, and VLANs they are tagged in.
+    pvids: BTreeMap<IfIndex, usize>,
+    tagged: BTreeSet<(IfIndex, usize)>,
+    swapped: bool,
+    blocked: BTreeSet<usize>,
+    unfiltered_vnis: BTreeSet<usize>,
     pub hops: BTreeMap<IfIndex, u8>,
     pub routes: BTreeMap<Ipv4Addr, Option<IfIndex>>,
     pub filtered: bool,
@@ -138,15 +187,26 @@ fn eth(n: usize) -> IfIndex {
 }
 
 impl Kernel {
-    fn new() -> Self {
+    fn new(layout: Layout) -> Self {
         let mut host = two_segments();
         host.links.push(link(ETH1, "eth1", LinkKind::Plain));
+        let links = host.links.into_iter();
+        let mut links: BTreeMap<_, _> = links.map(|link| (link.ifindex, link)).collect();
+        if layout != Layout::Bridges {
+            links.values_mut().for_each(make_vlan_aware);
+        }
+        if layout == Layout::Single {
+            links.remove(&VX1);
+            make_single(links.get_mut(&VX0).unwrap());
+        }
         Self {
-            links: host
-                .links
-                .into_iter()
-                .map(|link| (link.ifindex, link))
-                .collect(),
+            layout,
+            links,
+            pvids: [(TAP0, 0), (TAP1, 0), (TAP2, 1)].into(),
+            tagged: BTreeSet::new(),
+            swapped: false,
+            blocked: BTreeSet::new(),
+            unfiltered_vnis: [0, 1].into(),
             bridged: BTreeMap::new(),
             tunnelled: BTreeMap::new(),
             hops: [(ETH0, 1), (ETH1, 2)].into(),
@@ -162,6 +222,12 @@ impl Kernel {
             .map(|(eth, n)| neighbour(*eth, GATEWAY, *n));
         Snapshot {
             links: self.links.values().cloned().collect(),
+            vlans: self
+                .links
+                .keys()
+                .map(|ifindex| (*ifindex, self.vlans_of(*ifindex)))
+                .collect(),
+            vnis: [(VX0, self.vnis())].into(),
             addresses: two_segments().addresses,
             fdb: self
                 .bridged
@@ -190,9 +256,107 @@ impl Kernel {
         vec![Event::Link(link.clone())]
     }
 
+    pub fn bridge(&self, at: usize) -> IfIndex {
+        match self.layout {
+            Layout::Bridges => [BR0, BR1][at],
+            Layout::Vlans | Layout::Single => BR0,
+        }
+    }
+
+    pub fn vxlan(&self, n: usize) -> IfIndex {
+        match self.layout {
+            Layout::Single => VX0,
+            Layout::Bridges | Layout::Vlans => [VX0, VX1][n],
+        }
+    }
+
+    /// Bridge or VLAN of a VNI, and the VNI of a bridge or VLAN.
+    pub fn other_end(&self, n: usize) -> usize {
+        n ^ usize::from(self.swapped)
+    }
+
+    fn vlan(&self, at: usize) -> Option<u16> {
+        (self.layout != Layout::Bridges).then_some(VLANS[at])
+    }
+
+    /// Whether a VLAN and a VNI are one in both directions.
+    pub fn is_mapped(&self, n: usize) -> bool {
+        let LinkKind::Bridge(bridge) = &self.links[&BR0].kind else {
+            panic!()
+        };
+        self.layout == Layout::Bridges
+            || bridge.vlan_filtering
+                && !self.blocked.contains(&self.other_end(n))
+                && (self.layout == Layout::Vlans || self.unfiltered_vnis.contains(&n))
+    }
+
+    /// Whether a port's untagged frames, and all its frames there, are of this place.
+    pub fn is_untagged(&self, port: IfIndex, at: usize) -> bool {
+        self.layout == Layout::Bridges || self.pvids.get(&port) == Some(&at)
+    }
+
+    fn vlans_of(&self, ifindex: IfIndex) -> Vec<VlanRange> {
+        if self.layout == Layout::Bridges {
+            return vec![];
+        }
+        let member = |at: usize, untagged: bool| VlanRange {
+            pvid: untagged,
+            untagged,
+            ..tagged(VLANS[at])
+        };
+        let state = |at: usize| if self.blocked.contains(&at) { 4 } else { 3 };
+        match ifindex {
+            VX0 | VX1 if self.layout == Layout::Vlans => {
+                let at = self.other_end(usize::from(ifindex == VX1));
+                let state = state(at);
+                vec![VlanRange {
+                    state,
+                    ..member(at, true)
+                }]
+            }
+            VX0 => {
+                let mapped = |at: usize| VlanRange {
+                    state: state(at),
+                    tunnel: Some(VNIS[self.other_end(at)]),
+                    ..member(at, false)
+                };
+                vec![pvid(1), mapped(0), mapped(1)]
+            }
+            _ => {
+                let pvid = self.pvids.get(&ifindex);
+                let tagged = self.tagged.iter().filter(|(port, _)| *port == ifindex);
+                let tagged = tagged.filter(|(_, at)| Some(at) != pvid);
+                let tagged = tagged.map(|(_, at)| member(*at, false));
+                pvid.map(|at| member(*at, true))
+                    .into_iter()
+                    .chain(tagged)
+                    .collect()
+            }
+        }
+    }
+
+    fn vnis(&self) -> Vec<VniRange> {
+        let vnis = self.unfiltered_vnis.iter().map(|n| VNIS[*n]);
+        vnis.map(|vni| VniRange {
+            first: vni,
+            last: vni,
+        })
+        .collect()
+    }
+
+    fn vlans_changed(&self, ifindex: IfIndex) -> Vec<Event> {
+        match self.layout {
+            Layout::Bridges => vec![],
+            _ => vec![Event::Vlans(ifindex, self.vlans_of(ifindex))],
+        }
+    }
+
     /// The entry an operation names: remote 3 is IPv6, 4 a nexthop group.
-    fn tunnel(vxlan: usize, n: u8, remote: usize) -> FdbEntry {
-        let entry = tunnelled(VXLANS[vxlan], mac(n), REMOTES[remote % 3]);
+    fn tunnel(&self, n: usize, m: u8, remote: usize) -> FdbEntry {
+        let entry = FdbEntry {
+            source_vni: (self.layout == Layout::Single).then(|| vni(VNIS[n])),
+            ..tunnelled(self.vxlan(n), mac(m), REMOTES[remote % 3])
+        };
         match remote {
             3 => FdbEntry {
                 dst: Some("2001:db8::1".parse().unwrap()),
@@ -207,9 +371,13 @@ impl Kernel {
         }
     }
 
-    fn at(bridge: usize, port: usize, n: u8) -> FdbEntry {
-        let port = PORTS.get(port).copied().unwrap_or(VXLANS[bridge]);
-        bridged(BRIDGES[bridge], port, mac(n))
+    fn at(&self, at: usize, port: usize, n: u8) -> FdbEntry {
+        let port = PORTS.get(port).copied();
+        let port = port.unwrap_or_else(|| self.vxlan(self.other_end(at)));
+        FdbEntry {
+            vlan: self.vlan(at),
+            ..bridged(self.bridge(at), port, mac(n))
+        }
     }
 
     /// Do it, and say what the kernel would notify.
@@ -221,17 +389,16 @@ impl Kernel {
                 mac,
                 local,
             } => {
-                let mut entry = Self::at(bridge, port, mac);
+                let mut entry = self.at(bridge, port, mac);
                 if local {
                     entry.state = bits::NUD_PERMANENT;
                 }
-                self.bridged
-                    .insert((BRIDGES[bridge], entry.mac), entry.clone());
+                self.bridged.insert((bridge, entry.mac), entry.clone());
                 vec![Event::Fdb(entry)]
             }
             Op::BridgedGone { bridge, port, mac } => {
-                let entry = Self::at(bridge, port, mac);
-                let key = (BRIDGES[bridge], entry.mac);
+                let entry = self.at(bridge, port, mac);
+                let key = (bridge, entry.mac);
                 if self
                     .bridged
                     .get(&key)
@@ -243,14 +410,13 @@ impl Kernel {
                 vec![Event::FdbGone(entry)]
             }
             Op::Tunnelled { vxlan, mac, remote } => {
-                let entry = Self::tunnel(vxlan, mac, remote);
-                self.tunnelled
-                    .insert((entry.ifindex, entry.mac), entry.clone());
+                let entry = self.tunnel(vxlan, mac, remote);
+                self.tunnelled.insert((vxlan, entry.mac), entry.clone());
                 vec![Event::Fdb(entry)]
             }
             Op::TunnelledGone { vxlan, mac, remote } => {
-                let entry = Self::tunnel(vxlan, mac, remote);
-                let key = (entry.ifindex, entry.mac);
+                let entry = self.tunnel(vxlan, mac, remote);
+                let key = (vxlan, entry.mac);
                 if self.tunnelled.get(&key) == Some(&entry) {
                     self.tunnelled.remove(&key);
                 }
@@ -258,12 +424,64 @@ impl Kernel {
             }
             Op::Up { device, up } => {
                 let devices = [ETH0, ETH1, BR0, BR1, VX0, VX1, TAP0, TAP1, TAP2];
+                if !self.links.contains_key(&devices[device]) {
+                    return vec![];
+                }
                 self.change(devices[device], |link| link.up = up)
             }
-            Op::Master { port, bridge } => self.change(PORTS[port], |link| {
-                link.master = bridge.map(|n| BRIDGES[n]);
-                link.bridge_port = bridge.map(|_| FORWARDING);
+            Op::Master { port, bridge } if self.layout == Layout::Bridges => {
+                self.change(PORTS[port], |link| {
+                    link.master = bridge.map(|n| [BR0, BR1][n]);
+                    link.bridge_port = bridge.map(|_| FORWARDING);
+                })
+            }
+            Op::Master { port, bridge } => {
+                let port = PORTS[port];
+                match bridge {
+                    Some(at) => self.pvids.insert(port, at),
+                    None => self.pvids.remove(&port),
+                };
+                self.vlans_changed(port)
+            }
+            Op::Tagged { port, vlan, on } => {
+                let member = (PORTS[port], vlan);
+                if on {
+                    self.tagged.insert(member);
+                } else {
+                    self.tagged.remove(&member);
+                }
+                self.vlans_changed(PORTS[port])
+            }
+            Op::Swap if self.layout == Layout::Bridges => vec![],
+            Op::Swap => {
+                self.swapped = !self.swapped;
+                let mut events = self.vlans_changed(VX0);
+                events.extend(self.vlans_changed(VX1));
+                events
+            }
+            Op::Blocked { vlan, on } => {
+                if on {
+                    self.blocked.insert(vlan);
+                } else {
+                    self.blocked.remove(&vlan);
+                }
+                let mut events = self.vlans_changed(VX0);
+                events.extend(self.vlans_changed(VX1));
+                events
+            }
+            Op::VlanFiltering { .. } if self.layout == Layout::Bridges => vec![],
+            Op::VlanFiltering { on } => self.change(BR0, |link| match &mut link.kind {
+                LinkKind::Bridge(bridge) => bridge.vlan_filtering = on,
+                other => panic!("{other:?}"),
             }),
+            Op::VniFilter { n, on } => {
+                if on {
+                    self.unfiltered_vnis.insert(n);
+                } else {
+                    self.unfiltered_vnis.remove(&n);
+                }
+                vec![Event::Vnis(VX0, self.vnis())]
+            }
             Op::Isolated { port, on } => self.change(PORTS[port], |link| {
                 if let Some(port) = &mut link.bridge_port {
                     port.isolated = on;
@@ -292,6 +510,7 @@ impl Kernel {
                 events.push(Event::LinkGone(ifindex));
                 let link = &self.links[&ifindex];
                 events.push(Event::Link(link.clone()));
+                events.extend(self.vlans_changed(ifindex));
                 events
             }
             Op::Hop { eth: n, n: hop } => {
@@ -327,7 +546,7 @@ impl Kernel {
     }
 
     fn device(&mut self, vxlan: usize, change: impl FnOnce(&mut VxlanDevice)) -> Vec<Event> {
-        self.change(VXLANS[vxlan], |link| match &mut link.kind {
+        self.change(self.vxlan(vxlan), |link| match &mut link.kind {
             LinkKind::Vxlan(device) => change(device),
             other => panic!("{other:?}"),
         })
@@ -393,15 +612,20 @@ fn compare(kernel: &Kernel, sim: &Sim) {
     for (key, segment) in &tables.segments {
         let n = (key.vni() / 100 - 1) as usize;
         assert!(kernel.segment_works(n));
-        let LinkKind::Vxlan(device) = &kernel.links[&VXLANS[n]].kind else {
+        let LinkKind::Vxlan(device) = &kernel.links[&kernel.vxlan(n)].kind else {
             panic!()
         };
         assert_eq!(segment.flags & 1 != 0, device.learning);
     }
 }
 
-fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel, &Sim)) {
-    let mut kernel = Kernel::new();
+fn play(
+    settings: Settings,
+    layout: Layout,
+    history: Vec<(Vec<Op>, End)>,
+    check: impl Fn(&Kernel, &Sim),
+) {
+    let mut kernel = Kernel::new(layout);
     let mut sim = Sim::with(settings.clone(), kernel.snapshot());
     for (ops, end) in history {
         for op in &ops {
@@ -435,7 +659,17 @@ proptest! {
 
     #[test]
     fn maps_say_what_the_kernel_says(history in history()) {
-        play(Settings::default(), history, compare);
+        play(Settings::default(), Layout::Bridges, history, compare);
+    }
+
+    #[test]
+    fn maps_say_what_a_vlan_aware_bridge_says(history in history()) {
+        play(Settings::default(), Layout::Vlans, history, compare);
+    }
+
+    #[test]
+    fn maps_say_what_a_single_vxlan_device_says(history in history()) {
+        play(Settings::default(), Layout::Single, history, compare);
     }
 
     /// With maps that are too small, less is fast, and nothing is wrong.
@@ -457,7 +691,7 @@ proptest! {
 
 fn play_small(settings: Settings, history: Vec<(Vec<Op>, End)>) {
     let capacity = settings.capacity;
-    let mut kernel = Kernel::new();
+    let mut kernel = Kernel::new(Layout::Bridges);
     let mut sim = Sim::with(settings, kernel.snapshot());
     for (ops, end) in history {
         for op in &ops {
