@@ -8,6 +8,7 @@ mod limits;
 mod oracle;
 mod random;
 mod remotes;
+mod vlans;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
