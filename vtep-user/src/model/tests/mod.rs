@@ -63,6 +63,7 @@ pub fn link(ifindex: IfIndex, name: &str, kind: LinkKind) -> Link {
         kind,
         bridge_port: None,
         xdp: None,
+        hop_limit_v6: None,
     }
 }
 
@@ -114,6 +115,7 @@ pub fn vxlan_device(n: u32) -> VxlanDevice {
         udp_checksum: false,
         udp6_zero_checksum_tx: false,
         udp6_zero_checksum_rx: false,
+        flow_label: 0,
         collect_metadata: false,
         vnifilter: false,
         foreign_options: Vec::new(),
