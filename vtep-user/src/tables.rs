@@ -1,10 +1,10 @@
 //! What the model wants to be in the BPF maps, as values: the only language
 //! between `model` (decides) and `dataplane` (writes). No I/O.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Location, Port, Remote, Segment, VniKey};
+use vtep_common::layout::{Config, FdbKey, Location, PeerKey, Port, Remote, Segment, VniKey};
 
 use crate::kernel::IfIndex;
 
@@ -49,6 +49,9 @@ pub enum TableUpdate {
         value: Segment,
     },
     SegmentDel(VniKey),
+    /// Addresses that a strict segment takes frames from.
+    PeerAdd(PeerKey),
+    PeerDel(PeerKey),
     Port {
         ifindex: IfIndex,
         value: Port,
@@ -86,6 +89,7 @@ pub struct Tables {
     pub locations: BTreeMap<u32, Location>,
     pub targets: Vec<IfIndex>,
     pub segments: BTreeMap<VniKey, Segment>,
+    pub peers: BTreeSet<PeerKey>,
     pub ports: BTreeMap<IfIndex, Port>,
     pub fdb: HashMap<FdbKey, Value>,
     pub hooks: BTreeMap<IfIndex, (Program, XdpMode)>,

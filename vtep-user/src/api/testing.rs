@@ -76,6 +76,7 @@ pub fn segment() -> SegmentStatus {
         local: Some(ip("198.51.100.1")),
         udp_port: 4789,
         learning: true,
+        strict: false,
         accelerated: true,
         reason: None,
     }

@@ -108,6 +108,8 @@ pub struct SegmentStatus {
     pub local: Option<IpAddr>,
     pub udp_port: u16,
     pub learning: bool,
+    /// Frames from hosts that no entry names are dropped.
+    pub strict: bool,
     pub accelerated: bool,
     pub reason: Option<String>,
 }

@@ -161,6 +161,7 @@ fn segment(row: model::SegmentRow) -> SegmentStatus {
         local: row.local,
         udp_port: row.udp_port,
         learning: row.learning,
+        strict: row.strict,
         accelerated: row.segment.is_some(),
         reason: row.reason,
     }

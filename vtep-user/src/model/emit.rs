@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use vtep_common::layout::{
-    Config, Place, Port, SEGMENT_LEARNING, Segment as SegmentValue, UDP_PORTS_MAX, UPLINKS_MAX,
+    Config, Place, Port, SEGMENT_LEARNING, SEGMENT_STRICT, SEGMENT_ZERO_CHECKSUM,
+    Segment as SegmentValue, UDP_PORTS_MAX, UPLINKS_MAX,
     VniKey, vni_word,
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES, OVERHEAD_V4_BYTES};
+use super::ports::{self, ETHERNET_BYTES};
 use super::remotes::{self, RemoteKey, RouteQuery};
-use super::{Model, fdb::FdbChanges};
+use super::segments::Segment;
+use super::{Model, fdb::FdbChanges, header};
 use crate::kernel::IfIndex;
 use crate::tables::{Program, TableUpdate, XdpMode};
 
@@ -25,12 +27,14 @@ struct Pass {
     remotes: Vec<TableUpdate>,
     targets: Vec<TableUpdate>,
     locations: Vec<TableUpdate>,
+    peers: Vec<TableUpdate>,
     segments: Vec<TableUpdate>,
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
     locations_late: Vec<TableUpdate>,
     ports_gone: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
+    peers_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
     targets_gone: Vec<TableUpdate>,
     attach: Vec<TableUpdate>,
@@ -46,6 +50,7 @@ impl Pass {
             self.remotes,
             self.targets,
             self.locations,
+            self.peers,
             self.segments,
             self.ports,
             self.fdb.withdrawals,
@@ -54,6 +59,7 @@ impl Pass {
             self.locations_late,
             self.ports_gone,
             self.segments_gone,
+            self.peers_gone,
             self.locations_gone,
             self.targets_gone,
             self.attach,
@@ -72,7 +78,10 @@ impl Model {
         };
         self.place(now, &mut pass);
         self.devices(&mut pass);
+        self.dirty.values |= self.world.peers.changed;
         if self.dirty.values {
+            self.world.peers.changed = false;
+            (pass.peers, pass.peers_gone) = self.peer_changes();
             self.segment_values(&mut pass);
             self.port_values(&mut pass);
         }
@@ -315,6 +324,15 @@ impl Model {
         largest
     }
 
+    fn segment_flags(&self, segment: &Segment) -> u16 {
+        let flags = [
+            (segment.learning, SEGMENT_LEARNING),
+            (self.is_strict(segment) == Ok(true), SEGMENT_STRICT),
+            (segment.zero_checksum, SEGMENT_ZERO_CHECKSUM),
+        ];
+        flags.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum()
+    }
+
     fn segment_values(&mut self, pass: &mut Pass) {
         let local_max = self.local_max_bytes();
         let mut wanted: BTreeMap<VniKey, SegmentValue> = BTreeMap::new();
@@ -323,13 +341,9 @@ impl Model {
                 wanted.insert(
                     segment.key,
                     SegmentValue {
-                        local: segment.policy.local.octets(),
+                        local: header::address_bytes(segment.policy.local),
                         id,
-                        flags: if segment.learning {
-                            SEGMENT_LEARNING
-                        } else {
-                            0
-                        },
+                        flags: self.segment_flags(segment),
                         local_max_bytes: local_max.get(&segment.vxlan).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
@@ -374,7 +388,8 @@ impl Model {
                 .find(&owner)
                 .and_then(|index| self.locations.first(index));
             let tunnel = underlay.map_or(segment.mtu, |mtu| {
-                segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
+                let overhead = ports::overhead_bytes(segment.key.is_v6());
+                segment.mtu.min(mtu.saturating_sub(overhead))
             });
             let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
             wanted.insert(

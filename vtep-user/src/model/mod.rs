@@ -8,7 +8,9 @@ mod adopt;
 mod ageing;
 mod emit;
 mod fdb;
+mod header;
 mod locations;
+mod peers;
 mod ports;
 mod refusals;
 mod remotes;
@@ -21,17 +23,19 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Port, Segment as SegmentValue, SegmentId, VniKey};
+use vtep_common::layout::{Config, FdbKey, PeerKey, Port, Segment as SegmentValue, SegmentId, VniKey};
 use vtep_common::{MacAddr, Vni};
 
 use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
 use crate::tables::{Capacity, Program, TableUpdate, XdpMode};
 
 pub use ageing::SHORTEST_INTERVAL;
+pub use peers::Strict;
+pub use ports::overhead_bytes;
 pub use remotes::RouteQuery;
 pub use view::{Counters, FdbRow, PortRow, RemoteRow, RowOwner, RowPlace, SegmentRow, UplinkRow};
 
@@ -66,6 +70,7 @@ pub struct Settings {
     pub xdp_mode: XdpMode,
     /// By interface name; `Auto` for those not listed.
     pub hooks: BTreeMap<String, HookChoice>,
+    pub strict: Strict,
     /// net.ipv4.ip_default_ttl.
     pub default_ttl: u8,
     pub capacity: Capacity,
@@ -78,6 +83,7 @@ impl Default for Settings {
             uplinks: None,
             xdp_mode: XdpMode::Native,
             hooks: BTreeMap::new(),
+            strict: Strict::default(),
             default_ttl: 64,
             capacity: Capacity::default(),
         }
@@ -101,6 +107,7 @@ struct Written {
     segments: BTreeMap<VniKey, SegmentValue>,
     ports: BTreeMap<IfIndex, Port>,
     hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
+    peers: BTreeSet<PeerKey>,
     fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
     /// Entries in all of `fdb`.
     fdb_entries: u32,
@@ -151,7 +158,7 @@ pub struct Model {
     routes: Routes,
     ways: Ways,
     /// Next hops of all ways.
-    hops: BTreeSet<(IfIndex, Ipv4Addr)>,
+    hops: BTreeSet<(IfIndex, IpAddr)>,
     locations: Locations,
     slots: Slots,
     written: Written,
@@ -251,7 +258,10 @@ impl Model {
                     self.ask_routes_if_underlay(&link);
                 }
             }
-            Event::Fdb(entry) => self.dirty.entries.extend(self.world.set_fdb(&entry)),
+            Event::Fdb(entry) => {
+                self.dirty.structure |= self.world.note_family(&entry);
+                self.dirty.entries.extend(self.world.set_fdb(&entry));
+            }
             Event::FdbGone(entry) => {
                 if let Some(touched) = self.world.remove_fdb(&entry) {
                     self.forget_api_mark(touched);
@@ -378,9 +388,7 @@ impl Model {
     /// Next hops in use. The kernel forgets neighbours that it does not send to
     /// itself, so it has to be asked to confirm them, and to resolve new ones.
     pub fn wanted_neighbours(&self) -> Vec<(IfIndex, IpAddr)> {
-        let hops = self.hops.iter();
-        hops.map(|(ifindex, hop)| (*ifindex, IpAddr::V4(*hop)))
-            .collect()
+        self.hops.iter().copied().collect()
     }
 
     /// Note that an entry was made through the API, or is no longer. Call it

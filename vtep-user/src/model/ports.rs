@@ -13,9 +13,13 @@ use super::world::World;
 use super::{HookChoice, Reason, Refusals, Settings};
 use crate::kernel::{IfIndex, Link, LinkKind, Tun};
 
-/// Outer IPv4, UDP, VXLAN and inner Ethernet header: what a tunnel takes from
-/// the MTU of an uplink, bytes.
-pub(super) const OVERHEAD_V4_BYTES: u32 = 20 + 8 + 8 + 14;
+/// Outer IP, UDP, VXLAN and inner Ethernet header: what a tunnel takes from the
+/// MTU of an uplink, bytes.
+pub const fn overhead_bytes(v6: bool) -> u32 {
+    let ip_bytes = if v6 { 40 } else { 20 };
+    ip_bytes + 8 + 8 + 14
+}
+
 /// Ethernet header, bytes.
 pub(super) const ETHERNET_BYTES: u32 = 14;
 
@@ -214,10 +218,9 @@ fn derived(world: &World, segments: &Segments) -> impl Iterator<Item = IfIndex> 
         .values()
         .filter(|segment| segment.id.is_ok())
         .flat_map(|segment| {
-            let local = std::net::IpAddr::V4(segment.policy.local);
+            let local = segment.policy.local;
             let owners = world.addresses.iter().filter(move |(_, ip)| *ip == local);
             segment
-                .policy
                 .link
                 .into_iter()
                 .chain(owners.map(|(ifindex, _)| *ifindex))

@@ -19,6 +19,8 @@ pub(super) struct Refusals {
     /// Locations that must say "kernel".
     pub places: BTreeMap<u32, Reason>,
     pub config: Option<Reason>,
+    /// No room for a peer: no segment is strict.
+    pub peers: Option<Reason>,
     /// Entries to take out of the map again, if they are in it.
     fdb: Vec<FdbKey>,
     /// Removals to repeat.
@@ -30,8 +32,9 @@ impl Refusals {
     pub fn forget(&mut self, link: &Link) {
         self.devices.remove(&link.ifindex);
         if let LinkKind::Vxlan(device) = &link.kind {
-            self.segments
-                .remove(&VniKey::v4(device.vni, device.udp_port));
+            for key in [VniKey::v4, VniKey::v6] {
+                self.segments.remove(&key(device.vni, device.udp_port));
+            }
         }
     }
 
@@ -40,6 +43,7 @@ impl Refusals {
             && self.segments.is_empty()
             && self.places.is_empty()
             && self.config.is_none()
+            && self.peers.is_none()
             && self.removals.is_empty()
     }
 }
@@ -86,9 +90,14 @@ impl Model {
                         self.refusals.places.insert(index, reason.clone().into());
                     }
                 }
+                TableUpdate::PeerAdd(key) => {
+                    self.written.peers.remove(&key);
+                    self.refusals.peers = Some(reason.into());
+                }
                 TableUpdate::Config(_) => self.refusals.config = Some(reason.into()),
                 removal @ (TableUpdate::TargetDel(_)
                 | TableUpdate::SegmentDel(_)
+                | TableUpdate::PeerDel(_)
                 | TableUpdate::PortDel(_)
                 | TableUpdate::FdbDel(_)
                 | TableUpdate::Detach(_)) => {
@@ -158,6 +167,7 @@ impl Model {
         let still = |update: &TableUpdate| match update {
             TableUpdate::TargetDel(ifindex) => !written.targets.contains(ifindex),
             TableUpdate::SegmentDel(key) => !written.segments.contains_key(key),
+            TableUpdate::PeerDel(key) => !written.peers.contains(key),
             TableUpdate::PortDel(ifindex) => !written.ports.contains_key(ifindex),
             TableUpdate::Detach(ifindex) => !written.hooks.contains_key(ifindex),
             TableUpdate::FdbDel(key) => {

@@ -3,12 +3,12 @@
 //! does not do exactly as the kernel leaves the whole segment to the kernel (R41).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use vtep_common::Vni;
 use vtep_common::layout::{SegmentId, UDP_PORTS_MAX, VniKey};
 
-use super::remotes::Policy;
+use super::header::{self, Policy};
 use super::world::{Domain, World};
 use super::{Reason, Refusals, Settings};
 use crate::kernel::{Bridge, BridgePort, IfIndex, Link, LinkKind, VxlanDevice};
@@ -24,10 +24,16 @@ pub(super) struct Segment {
     pub bridge: Option<IfIndex>,
     pub vlan: u16,
     pub key: VniKey,
+    /// Underlay device, if one is named.
+    pub link: Option<IfIndex>,
     pub policy: Policy,
     /// Bytes behind the inner Ethernet header.
     pub mtu: u32,
     pub learning: bool,
+    /// Frames from strangers are to be dropped.
+    pub strict: bool,
+    /// IPv6 frames without a UDP checksum are taken.
+    pub zero_checksum: bool,
     /// Number in the maps, or why the segment is left to the kernel.
     pub id: Result<SegmentId, Reason>,
 }
@@ -107,12 +113,12 @@ pub(super) fn plan(
         if let Some(bridge) = link.master {
             by_bridge.entry(bridge).or_default().push(&link.name);
         }
-        let key = VniKey::v4(device.vni, device.udp_port);
+        let key = key_of(world, link, device);
         by_key.entry(key).or_default().push(&link.name);
     }
     for (link, device) in devices(world) {
-        let key = VniKey::v4(device.vni, device.udp_port);
-        let local = local_address(world, device);
+        let key = key_of(world, link, device);
+        let local = local_address(world, device, key.is_v6());
         let other = |names: &[&str]| {
             names
                 .iter()
@@ -149,9 +155,16 @@ pub(super) fn plan(
                 bridge: link.master.filter(|bridge| world.is_bridge(*bridge)),
                 vlan: 0,
                 key,
-                policy: Policy::of(device, local.unwrap_or(Ipv4Addr::UNSPECIFIED)),
+                link: device.link,
+                policy: Policy::of(
+                    device,
+                    local.unwrap_or(unspecified(key.is_v6())),
+                    device.link.and_then(|link| world.vrf_of(link)),
+                ),
                 mtu: link.mtu,
                 learning: device.learning || learns,
+                strict: settings.strict.of(device.vni),
+                zero_checksum: key.is_v6() && device.udp6_zero_checksum_rx,
                 id: verdict.map(|()| 0),
             },
         );
@@ -176,53 +189,71 @@ fn named(settings: &Settings, link: &Link) -> Result<(), Reason> {
 }
 
 fn device_options(device: &VxlanDevice) -> Result<(), Reason> {
-    let v6 = |ip: Option<IpAddr>| matches!(ip, Some(IpAddr::V6(_)));
     if device.collect_metadata || device.vnifilter {
         Err("single VXLAN device (external): not accelerated yet".into())
-    } else if v6(device.local) || v6(device.group) {
-        Err("IPv6 underlay: not accelerated yet".into())
     } else if !device.foreign_options.is_empty() {
         let options = device.foreign_options.join(", ");
         Err(format!("option {options} changes frames in a way that is not mirrored").into())
-    } else if device.ttl_inherit {
-        Err("ttl inherit: not accelerated yet".into())
-    } else if device.tos & 1 != 0 {
-        Err("tos inherit: not accelerated yet".into())
-    } else if device.df > 1 {
-        Err("df inherit: not accelerated yet".into())
     } else {
         Ok(())
     }
 }
 
+/// What a device receives. It is of one family, told by its addresses (without
+/// any, the kernel takes IPv4 unless the device was made with `local ::`, which
+/// it does not report; but then it takes entries of that family only).
+fn key_of(world: &World, link: &Link, device: &VxlanDevice) -> VniKey {
+    let v6 = match device.local.or(device.group) {
+        Some(address) => address.is_ipv6(),
+        None => world.has_v6_entries(link.ifindex),
+    };
+    if v6 {
+        VniKey::v6(device.vni, device.udp_port)
+    } else {
+        VniKey::v4(device.vni, device.udp_port)
+    }
+}
+
+const fn unspecified(v6: bool) -> IpAddr {
+    if v6 {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    }
+}
+
 /// The address frames are sent from and received on.
-fn local_address(world: &World, device: &VxlanDevice) -> Result<Ipv4Addr, Reason> {
-    let usable = |ip: Ipv4Addr| !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
+fn local_address(world: &World, device: &VxlanDevice, v6: bool) -> Result<IpAddr, Reason> {
     match device.local {
-        Some(IpAddr::V4(local)) if usable(local) => return Ok(local),
-        Some(local) if !local.is_unspecified() => {
-            return Err(format!("its local address {local} cannot be used").into());
-        }
-        _ => {}
+        Some(local) if header::is_host(local) => return Ok(local),
+        Some(local) => return Err(format!("its local address {local} cannot be used").into()),
+        None => {}
     }
     let Some(link) = device.link else {
         return Err("no local address: set `local` of the VXLAN device".into());
     };
-    let range = (link, IpAddr::V4(Ipv4Addr::UNSPECIFIED))..=(link, IpAddr::V4(Ipv4Addr::BROADCAST));
-    let mut candidates = world.addresses.range(range).filter_map(|(_, ip)| match ip {
-        IpAddr::V4(ip) if usable(*ip) => Some(*ip),
-        _ => None,
-    });
+    let usable = |ip: &IpAddr| ip.is_ipv6() == v6 && header::is_host(*ip) && !is_link_local(*ip);
+    let of_link = world.addresses_of(link);
+    let mut candidates = of_link.filter(usable);
     match (candidates.next(), candidates.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => {
             let name = world.name(link);
-            Err(format!("no local address: {name} has no IPv4 address").into())
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            Err(format!("no local address: {name} has no {family} address").into())
         }
         _ => {
             let name = world.name(link);
             Err(format!("no local address, and {name} has several: set `local`").into())
         }
+    }
+}
+
+/// Every device has one of these (RFC 4291); used as a source only if named.
+pub(super) const fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 

@@ -2,7 +2,7 @@
 //! something is left to the kernel. The API gives these structs their JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
 use vtep_common::{MacAddr, Vni};
@@ -10,7 +10,7 @@ use vtep_common::{MacAddr, Vni};
 use super::fdb::{Decision, decide};
 use super::locations::Owner;
 use super::remotes::RemoteKey;
-use super::segments::Segment;
+use super::segments::{Segment, is_link_local};
 use super::{Model, Reason};
 use crate::kernel::{IfIndex, Link, bits};
 use crate::tables::XdpMode;
@@ -40,6 +40,8 @@ pub struct SegmentRow {
     pub local: Option<IpAddr>,
     pub udp_port: u16,
     pub learning: bool,
+    /// Frames from strangers are dropped.
+    pub strict: bool,
     pub reason: Option<String>,
 }
 
@@ -156,7 +158,7 @@ impl Model {
 
     fn segment_row(&self, segment: &Segment) -> SegmentRow {
         let device = self.world.vxlan(segment.vxlan).map(|(_, device)| device);
-        let derived = Some(segment.policy.local).filter(|ip| *ip != Ipv4Addr::UNSPECIFIED);
+        let derived = Some(segment.policy.local).filter(|ip| !ip.is_unspecified());
         SegmentRow {
             vni: segment.vni,
             segment: segment.id.as_ref().ok().copied(),
@@ -165,9 +167,10 @@ impl Model {
             bridge: segment.bridge,
             bridge_name: segment.bridge.map(|bridge| self.name(bridge)),
             vlan: (segment.vlan != 0).then_some(segment.vlan),
-            local: derived.map(IpAddr::V4).or_else(|| device?.local),
+            local: derived.or_else(|| device?.local),
             udp_port: segment.policy.udp_port,
             learning: segment.learning,
+            strict: self.is_strict(segment) == Ok(true),
             reason: text(&segment.id),
         }
     }
@@ -294,9 +297,9 @@ impl Model {
         if self.uplinks.contains_key(&ifindex) {
             return Some("is an uplink".to_owned());
         }
-        let mut addresses = self.world.addresses.iter();
-        let own = addresses.find(|(device, ip)| *device == ifindex && ip.is_ipv4());
-        own.map(|(_, ip)| format!("has the address {ip}"))
+        let mut addresses = self.world.addresses_of(ifindex);
+        let own = addresses.find(|ip| !is_link_local(*ip));
+        own.map(|ip| format!("has the address {ip}"))
     }
 
     /// Default destinations of a VNI: who gets broadcast and unknown unicast.
@@ -427,14 +430,14 @@ impl Model {
         let way = self.ways.get(&key);
         let accelerated = self.locations.value(index).place() != Place::Kernel;
         Some(RemoteRow {
-            remote: IpAddr::V4(key.remote),
+            remote: key.remote,
             vni: key.vni().or_else(|| Some(self.segments.get(&vxlan)?.vni))?,
             udp_port: key.policy.udp_port,
-            local: Some(IpAddr::V4(key.policy.local)),
+            local: Some(key.policy.local),
             dev: way
                 .and_then(|way| way.ifindex)
                 .map(|ifindex| self.name(ifindex)),
-            next_hop: way.and_then(|way| way.next_hop).map(IpAddr::V4),
+            next_hop: way.and_then(|way| way.next_hop),
             mac: way.and_then(|way| way.mac),
             fdb_entries,
             accelerated,
@@ -461,6 +464,11 @@ impl Model {
         }
         for (update, reason) in &self.refusals.removals {
             warnings.push(format!("{update:?} failed: {reason}"));
+        }
+        for segment in self.segments.values().filter(|s| s.id.is_ok()) {
+            if let Err(reason) = self.is_strict(segment) {
+                warnings.push(format!("VNI {} is not strict: {reason}", segment.vni));
+            }
         }
         if self.waiting.refused {
             warnings.push("the kernel takes no more FDB entries".to_owned());
