@@ -177,7 +177,8 @@ fn uplinks<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<IfName>>, D::Er
 /// Keys of a TOML table are text.
 fn by_vni<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Vni, VniOptions>, D::Error> {
     let tables = BTreeMap::<String, VniOptions>::deserialize(d)?.into_iter();
-    let parsed = tables.map(|(vni, options)| Ok((vni.parse().map_err(de::Error::custom)?, options)));
+    let parsed =
+        tables.map(|(vni, options)| Ok((vni.parse().map_err(de::Error::custom)?, options)));
     parsed.collect()
 }
 

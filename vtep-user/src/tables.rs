@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Location, PeerKey, Port, Remote, Segment, VniKey};
+use vtep_common::layout::{
+    Config, FdbKey, Location, PeerKey, Port, PortKey, Remote, Segment, VniKey,
+};
 
 use crate::kernel::IfIndex;
 
@@ -53,10 +55,10 @@ pub enum TableUpdate {
     PeerAdd(PeerKey),
     PeerDel(PeerKey),
     Port {
-        ifindex: IfIndex,
+        key: PortKey,
         value: Port,
     },
-    PortDel(IfIndex),
+    PortDel(PortKey),
     Fdb {
         key: FdbKey,
         value: Value,
@@ -90,7 +92,7 @@ pub struct Tables {
     pub targets: Vec<IfIndex>,
     pub segments: BTreeMap<VniKey, Segment>,
     pub peers: BTreeSet<PeerKey>,
-    pub ports: BTreeMap<IfIndex, Port>,
+    pub ports: BTreeMap<PortKey, Port>,
     pub fdb: HashMap<FdbKey, Value>,
     pub hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
 }
@@ -102,6 +104,8 @@ pub struct Capacity {
     pub locations: u32,
     pub remotes: u32,
     pub segments: u32,
+    /// Addresses of strict segments.
+    pub peers: u32,
     pub ports: u32,
 }
 
@@ -112,6 +116,7 @@ impl Default for Capacity {
             locations: 16_384,
             remotes: 4_096,
             segments: 256,
+            peers: 16_384,
             ports: 1_024,
         }
     }

@@ -380,6 +380,8 @@ fn settings(options: &RunOptions) -> Settings {
             locations: (daemon.remotes + daemon.ports) * 4,
             remotes: daemon.remotes,
             segments: daemon.segments,
+            // A remote is a peer of each segment that it has entries in.
+            peers: daemon.remotes * 4,
             ports: daemon.ports,
         },
     }

@@ -25,7 +25,7 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader, Pod};
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, Location, Place, Port, Remote, Segment, SegmentId, VniKey,
+    Config, FdbKey, Location, PeerKey, Place, Port, PortKey, Remote, Segment, SegmentId, VniKey,
 };
 
 pub use self::counters::SegmentCounters;
@@ -67,8 +67,9 @@ pub struct Dataplane {
     fdb: Fdb,
     locations: MmapArray<Location>,
     remotes: MmapArray<Remote>,
-    ports: HashMapOf<MapData, u32, Port>,
+    ports: HashMapOf<MapData, PortKey, Port>,
     segments: HashMapOf<MapData, VniKey, Segment>,
+    peers: HashMapOf<MapData, PeerKey, u8>,
     targets: DevMapHash<MapData>,
     config: Array<MapData, Config>,
     counters: Counters,
@@ -119,6 +120,7 @@ impl Dataplane {
             remotes: map_memory("REMOTES", &remotes, capacity.remotes)?,
             ports: typed(take(&mut ebpf, "PORTS")?)?,
             segments: typed(take(&mut ebpf, "VNIS")?)?,
+            peers: typed(take(&mut ebpf, "PEERS")?)?,
             targets: typed(take(&mut ebpf, "TX_PORTS")?)?,
             config: typed(take(&mut ebpf, "CONFIG")?)?,
             counters: Counters::new(take(&mut ebpf, "STATS")?, capacity.segments)?,
@@ -198,15 +200,20 @@ impl Dataplane {
                 Ok(())
             }
             TableUpdate::SegmentDel(key) => removed("VNIS", self.segments.remove(key)),
-            TableUpdate::Port { ifindex, value } => {
+            TableUpdate::PeerAdd(key) => self
+                .peers
+                .insert(key, 0, 0)
+                .map_err(|e| refusal("PEERS", capacity.peers, &e)),
+            TableUpdate::PeerDel(key) => removed("PEERS", self.peers.remove(key)),
+            TableUpdate::Port { key, value } => {
                 self.counters_exist(value.segment)?;
                 self.ports
-                    .insert(ifindex, value, 0)
+                    .insert(key, value, 0)
                     .map_err(|e| refusal("PORTS", capacity.ports, &e))?;
                 self.counters.note(value.segment);
                 Ok(())
             }
-            TableUpdate::PortDel(ifindex) => removed("PORTS", self.ports.remove(ifindex)),
+            TableUpdate::PortDel(key) => removed("PORTS", self.ports.remove(key)),
             TableUpdate::Fdb { key, value } => self.fdb.set(*key, *value),
             TableUpdate::FdbDel(key) => {
                 self.fdb.remove(*key);
@@ -261,6 +268,7 @@ impl Dataplane {
                 .collect::<Result<_, _>>()
                 .map_err(|e| map_error("read TX_PORTS", e))?,
             segments: entries("VNIS", &self.segments)?,
+            peers: entries("PEERS", &self.peers)?.into_keys().collect(),
             ports: self.read_ports()?,
             fdb: self.fdb.iter().collect(),
             hooks: self
@@ -277,7 +285,7 @@ impl Dataplane {
     }
 
     /// All ports, with the epochs in which their first MAC last sent.
-    pub fn read_ports(&self) -> Result<BTreeMap<IfIndex, Port>, DataplaneError> {
+    pub fn read_ports(&self) -> Result<BTreeMap<PortKey, Port>, DataplaneError> {
         entries("PORTS", &self.ports)
     }
 

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use vtep_common::Outcome;
 use vtep_common::fdb::{Bucket, SLOTS};
 use vtep_common::layout::{
-    Config, Counter, LAYOUT_VERSION, Location, Port, Remote, Segment, UPLINKS_MAX, VniKey,
+    Config, Counter, LAYOUT_VERSION, Location, PeerKey, Port, PortKey, Remote, Segment,
+    UPLINKS_MAX, VniKey,
 };
 
 use super::DataplaneError;
@@ -93,7 +94,7 @@ impl Shape {
 
 /// Every pinned map. `device_value_bytes`: 8 where device maps can carry a
 /// program (Linux 5.8 and later), else 4.
-pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 8] {
+pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 9] {
     // Segment 0 counts frames of no segment.
     let counters = (capacity.segments + 1) * Outcome::SLOTS;
     let targets = capacity.ports + UPLINKS_MAX as u32;
@@ -106,8 +107,9 @@ pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 8] {
         fdb,
         Shape::new::<u32, Location>("LOCATIONS", ARRAY, capacity.locations, BPF_F_MMAPABLE),
         Shape::new::<u32, Remote>("REMOTES", ARRAY, capacity.remotes, BPF_F_MMAPABLE),
-        Shape::new::<u32, Port>("PORTS", HASH, capacity.ports, 0),
+        Shape::new::<PortKey, Port>("PORTS", HASH, capacity.ports, 0),
         Shape::new::<VniKey, Segment>("VNIS", HASH, capacity.segments, 0),
+        Shape::new::<PeerKey, u8>("PEERS", HASH, capacity.peers, 0),
         devices,
         Shape::new::<u32, Config>("CONFIG", ARRAY, 1, 0),
         Shape::new::<u32, Counter>("STATS", PERCPU_ARRAY, counters, 0),

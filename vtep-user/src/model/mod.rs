@@ -27,7 +27,9 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, PeerKey, Port, Segment as SegmentValue, SegmentId, VniKey};
+use vtep_common::layout::{
+    Config, FdbKey, PeerKey, Port, PortKey, Segment as SegmentValue, SegmentId, VniKey,
+};
 use vtep_common::{MacAddr, Vni};
 
 use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
@@ -105,7 +107,7 @@ struct Written {
     config: Option<Config>,
     targets: BTreeSet<IfIndex>,
     segments: BTreeMap<VniKey, SegmentValue>,
-    ports: BTreeMap<IfIndex, Port>,
+    ports: BTreeMap<PortKey, Port>,
     hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
     peers: BTreeSet<PeerKey>,
     fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
@@ -487,7 +489,7 @@ impl Model {
             &udp_ports,
             &mut self.shortage,
         );
-        let current = self.written.ports.keys().copied().collect();
+        let current = self.written.ports.keys().map(|key| key.ifindex()).collect();
         self.ports = ports::plan(
             &self.world,
             &self.settings,

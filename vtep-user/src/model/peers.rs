@@ -85,7 +85,10 @@ fn of(to: &Destination) -> Option<IpAddr> {
     // by its own entry.
     match to.nexthop_id {
         Some(_) => None,
-        None => Some(to.dst.unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))),
+        None => Some(
+            to.dst
+                .unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED)),
+        ),
     }
 }
 
