@@ -31,6 +31,7 @@ fn starts_empty_and_reads_back_every_kind_of_update() {
             TableUpdate::SegmentDel(VniKey::v4(vni, 4789)),
             TableUpdate::PortDel(PortKey::new(world.ports[1], 0)),
             TableUpdate::FdbDel(key(2)),
+            TableUpdate::PeerDel(peer(2)),
             TableUpdate::Detach(world.ports[0]),
         ];
         // Removed twice: no error.
@@ -211,7 +212,7 @@ fn a_half_filled_directory_is_completed() {
         let mut wanted = expected(&world.updates());
         wanted.ports.clear();
         assert_eq!(sorted(tables), wanted);
-        assert_eq!(pinned_map_ids(&world.maps()).len(), 8);
+        assert_eq!(pinned_map_ids(&world.maps()).len(), 9);
     });
 }
 
@@ -482,7 +483,7 @@ fn unload_leaves_nothing_and_says_what_others_hold() {
 
         let report = Dataplane::unload(&world.pins).unwrap();
         assert_eq!(report.detached.len(), 2);
-        assert_eq!(report.maps.len(), 8);
+        assert_eq!(report.maps.len(), 9);
         assert!(report.remaining[0].contains("a vtep still running"));
         assert_eq!((xdp("port0"), xdp("port1")), (None, None));
         assert!(!world.pins.exists());

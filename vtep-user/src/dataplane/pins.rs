@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn every_segment_number_has_counters() {
         let capacity = Capacity::default();
-        let stats = shapes(&capacity, 8)[7];
+        let [.., stats] = shapes(&capacity, 8);
         let last = vtep_common::layout::stats_index(
             capacity.segments as u16,
             *Outcome::ALL.last().unwrap(),

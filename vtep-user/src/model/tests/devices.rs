@@ -106,7 +106,7 @@ fn r41_what_is_not_mirrored_exactly_is_left_to_the_kernel_with_a_reason() {
         ),
         ("no local address: set", with_device(|d| d.local = None)),
         (
-            "its local address ::192.0.2.1 cannot be used",
+            "its local address ::c000:201 cannot be used",
             with_device(|d| d.local = Some(compatible)),
         ),
         (
