@@ -2,7 +2,7 @@
 //! is what stands there, not what the daemon says.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::ptr::NonNull;
@@ -80,7 +80,7 @@ pub enum Way {
     Kernel,
     /// Interface index.
     Port(u32),
-    Remote(Ipv4Addr),
+    Remote(IpAddr),
 }
 
 pub struct Maps {
@@ -121,7 +121,12 @@ impl Maps {
                     self.remotes.bytes(slot as usize * REMOTE_WORDS);
                 // SAFETY: plain integers, any bytes are a remote.
                 let remote: Remote = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
-                Way::Remote(remote.destination_v4().into())
+                let v6: [u8; 16] = std::array::from_fn(|i| remote.header[38 + i]);
+                Way::Remote(if remote.is_destination_v6(&v6) {
+                    v6.into()
+                } else {
+                    remote.destination_v4().into()
+                })
             }
             _ => Way::Kernel,
         }

@@ -367,8 +367,8 @@ fn rows_tell_owner_place_and_reason() {
         [
             (mac(1), &RowPlace::Port("tap0".into()), Static, true),
             (mac(2), &RowPlace::Port("tap1".into()), Kernel, true),
-            (mac(3), &RowPlace::Remote(REMOTE1.into()), Kernel, false),
-            (mac(4), &RowPlace::Remote(REMOTE2.into()), Api, true),
+            (mac(3), &RowPlace::Remote(REMOTE1), Kernel, false),
+            (mac(4), &RowPlace::Remote(REMOTE2), Api, true),
         ]
     );
     assert!(

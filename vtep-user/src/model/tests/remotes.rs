@@ -273,5 +273,5 @@ fn a_host_that_moves_is_one_store_for_all_segments() {
         [50, 50]
     );
     assert_eq!(rows[0].dev.as_deref(), Some("eth0"));
-    assert_eq!(rows[0].next_hop, Some(GATEWAY.into()));
+    assert_eq!(rows[0].next_hop, Some(GATEWAY));
 }
