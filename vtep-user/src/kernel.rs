@@ -2,7 +2,7 @@
 //! reports and what `model` decides on. No I/O here. One `Event` is one netlink
 //! notification; a `Snapshot` is one full dump.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use vtep_common::{MacAddr, Vni};
@@ -21,6 +21,10 @@ pub enum Event {
     /// In a bridge's table the port does not count: the bridge may have taken the
     /// address over from the port it was last reported on, without a notification.
     FdbGone(FdbEntry),
+    /// The VLANs that a bridge port is a member of now, all of them.
+    Vlans(IfIndex, Vec<VlanRange>),
+    /// The VNIs that a VXLAN device with `vnifilter` takes now, all of them.
+    Vnis(IfIndex, Vec<VniRange>),
     Neighbour(Neighbour),
     NeighbourGone(Neighbour),
     Address(Address),
@@ -43,6 +47,10 @@ pub enum Event {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub links: Vec<Link>,
+    /// Of every bridge and bridge port that has any.
+    pub vlans: BTreeMap<IfIndex, Vec<VlanRange>>,
+    /// Of every VXLAN device with `vnifilter` that has any.
+    pub vnis: BTreeMap<IfIndex, Vec<VniRange>>,
     pub addresses: Vec<Address>,
     pub fdb: Vec<FdbEntry>,
     pub neighbours: Vec<Neighbour>,
@@ -105,6 +113,10 @@ pub struct Bridge {
     pub vlan_filtering: bool,
     /// IFLA_BR_VLAN_DEFAULT_PVID.
     pub default_pvid: u16,
+    /// IFLA_BR_VLAN_PROTOCOL is 802.1ad: VLANs are those of outer service tags.
+    pub service_vlans: bool,
+    /// BR_BOOLOPT_MST_ENABLE: what forwards is decided per spanning-tree instance.
+    pub mst: bool,
     /// Lifetime of an idle dynamic entry, milliseconds.
     pub ageing_ms: u64,
     /// IFLA_BR_NF_CALL_IPTABLES, _IP6TABLES or _ARPTABLES: frames of this bridge
@@ -138,6 +150,30 @@ pub struct BridgePort {
     pub vlan_tunnel: bool,
     pub proxy_arp: bool,
     pub backup_port: Option<IfIndex>,
+}
+
+/// VLANs in a row that a bridge port belongs to in the same way
+/// (BRIDGE_VLANDB_ENTRY).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VlanRange {
+    pub first: u16,
+    pub last: u16,
+    /// Frames that come untagged belong to it; at most one VLAN of a port.
+    pub pvid: bool,
+    /// Frames leave untagged.
+    pub untagged: bool,
+    /// BR_STATE_* within these VLANs: 3 is forwarding.
+    pub state: u8,
+    /// Tunnel key (VNI) that `first` is mapped to with `vlan_tunnel`; those of the
+    /// others count up from it.
+    pub tunnel: Option<u32>,
+}
+
+/// VNIs in a row, both ends included (VXLAN_VNIFILTER_ENTRY).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VniRange {
+    pub first: u32,
+    pub last: u32,
 }
 
 /// IFLA_VXLAN_* (drivers/net/vxlan/vxlan_core.c, vxlan_fill_info).

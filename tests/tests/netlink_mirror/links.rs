@@ -260,6 +260,8 @@ fn bridge_options_are_followed_in_milliseconds() {
         assert!(text.contains("ageing_time 30000 "), "{text}");
         let default = Bridge {
             vlan_filtering: false,
+            service_vlans: false,
+            mst: false,
             default_pvid: first.default_pvid,
             ageing_ms: 300_000,
             nf_call: false,

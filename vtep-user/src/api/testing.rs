@@ -39,6 +39,7 @@ pub fn status() -> Status {
                 name: "tap0".into(),
                 ifindex: 7,
                 vni: vni(),
+                vlan: None,
                 hook: Some(Hook::Xdp),
                 mode: Some(XdpMode::Native),
                 accelerated: true,
@@ -48,6 +49,7 @@ pub fn status() -> Status {
                 name: "veth1".into(),
                 ifindex: 9,
                 vni: vni(),
+                vlan: None,
                 hook: None,
                 mode: None,
                 accelerated: false,
@@ -95,6 +97,7 @@ pub fn fdb_rows() -> Vec<FdbRow> {
     vec![
         FdbRow {
             vni: vni(),
+            vlan: None,
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
             location: Location::Remote {
                 remote: ip("198.51.100.2"),
@@ -106,6 +109,7 @@ pub fn fdb_rows() -> Vec<FdbRow> {
         },
         FdbRow {
             vni: vni(),
+            vlan: None,
             mac: MacAddr([2, 0, 0, 0, 0, 2]),
             location: Location::Local {
                 port: "tap0".into(),

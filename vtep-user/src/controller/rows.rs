@@ -172,6 +172,7 @@ fn port(row: model::PortRow) -> PortStatus {
         name: row.name,
         ifindex: row.ifindex,
         vni: row.vni,
+        vlan: row.vlan,
         hook: row.mode.map(|_| Hook::Xdp),
         mode: row.mode.map(Into::into),
         accelerated: row.mode.is_some(),
@@ -182,6 +183,7 @@ fn port(row: model::PortRow) -> PortStatus {
 fn fdb(row: model::FdbRow) -> FdbRow {
     FdbRow {
         vni: row.vni,
+        vlan: row.vlan,
         mac: row.mac,
         location: match row.place {
             model::RowPlace::Port(port) => Location::Local { port },

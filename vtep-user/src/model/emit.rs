@@ -11,9 +11,10 @@ use vtep_common::layout::{
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES};
+use super::ports::{self, ETHERNET_BYTES, Member};
 use super::remotes::{self, RemoteKey, RouteQuery};
 use super::segments::Segment;
+use super::world::{Domain, Tunnel};
 use super::{Model, fdb::FdbChanges, header};
 use crate::kernel::IfIndex;
 use crate::tables::{Program, TableUpdate, XdpMode};
@@ -22,6 +23,7 @@ use crate::tables::{Program, TableUpdate, XdpMode};
 #[derive(Debug, Default)]
 struct Pass {
     detach: Vec<TableUpdate>,
+    ports_gone: Vec<TableUpdate>,
     config: Vec<TableUpdate>,
     remotes: Vec<TableUpdate>,
     targets: Vec<TableUpdate>,
@@ -31,7 +33,6 @@ struct Pass {
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
     locations_late: Vec<TableUpdate>,
-    ports_gone: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
     peers_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
@@ -41,10 +42,12 @@ struct Pass {
 
 impl Pass {
     /// What is named comes before what names it, and leaves after it. Programs
-    /// are the last to come and the first to go.
+    /// are the last to come and the first to go; ports that leave a segment are next,
+    /// so that none of their frames meets entries of the segment's new VLAN.
     fn into_order(self) -> impl Iterator<Item = TableUpdate> {
         [
             self.detach,
+            self.ports_gone,
             self.config,
             self.remotes,
             self.targets,
@@ -56,7 +59,6 @@ impl Pass {
             self.fdb.writes,
             self.fdb.deletes,
             self.locations_late,
-            self.ports_gone,
             self.segments_gone,
             self.peers_gone,
             self.locations_gone,
@@ -123,7 +125,7 @@ impl Model {
                 continue;
             }
             let place = match owner {
-                Owner::Port { bridge, ifindex } => self.place_of_port(index, bridge, ifindex),
+                Owner::Port { domain, ifindex } => self.place_of_port(index, domain, ifindex),
                 Owner::Remote(key) => self.place_of_remote(index, &key, now, &mut pass.remotes),
             };
             let before = self.locations.value(index).place();
@@ -142,10 +144,11 @@ impl Model {
         }
     }
 
-    fn place_of_port(&self, index: u32, bridge: IfIndex, ifindex: IfIndex) -> Place {
-        match self.ports.get(&ifindex) {
+    fn place_of_port(&self, index: u32, domain: Domain, ifindex: IfIndex) -> Place {
+        let vlan = domain.vlan;
+        match self.ports.get(&Member { ifindex, vlan }) {
             Some(port)
-                if port.bridge == bridge
+                if port.bridge == domain.bridge
                     && port.accelerated.is_ok()
                     && !self.refusals.places.contains_key(&index) =>
             {
@@ -264,9 +267,9 @@ impl Model {
     fn devices(&mut self, pass: &mut Pass) {
         let mode = self.settings.xdp_mode;
         let accelerated = |program, ok: bool| ok.then_some((program, mode));
-        let ports = self.ports.iter().filter_map(|(ifindex, port)| {
+        let ports = self.ports.iter().filter_map(|(member, port)| {
             Some((
-                *ifindex,
+                member.ifindex,
                 accelerated(Program::Egress, port.accelerated.is_ok())?,
             ))
         });
@@ -312,12 +315,12 @@ impl Model {
         }
     }
 
-    /// Largest frame that every accelerated port takes, bytes, by VXLAN device.
-    fn local_max_bytes(&self) -> BTreeMap<IfIndex, u16> {
+    /// Largest frame that every accelerated port takes, bytes, by segment.
+    fn local_max_bytes(&self) -> BTreeMap<Tunnel, u16> {
         let mut largest = BTreeMap::new();
         for port in self.ports.values().filter(|port| port.accelerated.is_ok()) {
             let bytes = frame_bytes(port.mtu);
-            let largest = largest.entry(port.vxlan).or_insert(bytes);
+            let largest = largest.entry(port.tunnel).or_insert(bytes);
             *largest = bytes.min(*largest);
         }
         largest
@@ -343,7 +346,7 @@ impl Model {
                         local: header::address_bytes(segment.policy.local),
                         id,
                         flags: self.segment_flags(segment),
-                        local_max_bytes: local_max.get(&segment.vxlan).copied().unwrap_or(0),
+                        local_max_bytes: local_max.get(&segment.tunnel).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
                 );
@@ -369,17 +372,18 @@ impl Model {
         let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
         let mut wanted: BTreeMap<PortKey, Port> = BTreeMap::new();
         let local_max = self.local_max_bytes();
-        for (&ifindex, port) in self
+        for (&Member { ifindex, vlan }, port) in self
             .ports
             .iter()
             .filter(|(_, port)| port.accelerated.is_ok())
         {
-            let Some(segment) = self.segments.get(&port.vxlan) else {
+            let Some(segment) = self.segments.get(&port.tunnel) else {
                 continue;
             };
             let Ok(id) = segment.id else { continue };
+            let bridge = port.bridge;
             let owner = Owner::Port {
-                bridge: port.bridge,
+                domain: Domain { bridge, vlan },
                 ifindex,
             };
             let first = self
@@ -390,7 +394,7 @@ impl Model {
                 let overhead = ports::overhead_bytes(segment.key.is_v6());
                 segment.mtu.min(mtu.saturating_sub(overhead))
             });
-            let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
+            let local_max_bytes = local_max.get(&port.tunnel).copied().unwrap_or(0);
             wanted.insert(
                 PortKey::new(ifindex, 0),
                 Port {

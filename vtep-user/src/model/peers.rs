@@ -8,7 +8,7 @@ use vtep_common::Vni;
 use vtep_common::layout::{PeerKey, SegmentId};
 
 use super::segments::Segment;
-use super::world::Destination;
+use super::world::{Destination, Tunnel};
 use super::{Model, Reason, header};
 use crate::kernel::IfIndex;
 use crate::tables::TableUpdate;
@@ -27,27 +27,27 @@ impl Strict {
     }
 }
 
-/// Entries of one VXLAN device by the address they lead to; `None`: to nexthop
+/// Entries of one tunnel by the address they lead to; `None`: to nexthop
 /// objects, whose addresses are not known here.
 type Counts = BTreeMap<Option<IpAddr>, u32>;
 
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    counts: HashMap<IfIndex, Counts>,
+    counts: HashMap<Tunnel, Counts>,
     /// An address came or went since last asked.
     pub changed: bool,
 }
 
 impl Peers {
-    pub fn add(&mut self, vxlan: IfIndex, to: &Destination) {
-        let counts = self.counts.entry(vxlan).or_default();
+    pub fn add(&mut self, tunnel: Tunnel, to: &Destination) {
+        let counts = self.counts.entry(tunnel).or_default();
         let count = counts.entry(of(to)).or_default();
         *count += 1;
         self.changed |= *count == 1;
     }
 
-    pub fn remove(&mut self, vxlan: IfIndex, to: &Destination) {
-        let Some(counts) = self.counts.get_mut(&vxlan) else {
+    pub fn remove(&mut self, tunnel: Tunnel, to: &Destination) {
+        let Some(counts) = self.counts.get_mut(&tunnel) else {
             return;
         };
         if let Some(count) = counts.get_mut(&of(to)) {
@@ -58,22 +58,24 @@ impl Peers {
             }
         }
         if counts.is_empty() {
-            self.counts.remove(&vxlan);
+            self.counts.remove(&tunnel);
         }
     }
 
     pub fn remove_device(&mut self, vxlan: IfIndex) {
-        self.changed |= self.counts.remove(&vxlan).is_some();
+        let before = self.counts.len();
+        self.counts.retain(|tunnel, _| tunnel.vxlan != vxlan);
+        self.changed |= self.counts.len() != before;
     }
 
     /// Whether the addresses of all remotes are known.
-    fn all_known(&self, vxlan: IfIndex) -> bool {
-        let counts = self.counts.get(&vxlan);
+    fn all_known(&self, tunnel: Tunnel) -> bool {
+        let counts = self.counts.get(&tunnel);
         !counts.is_some_and(|counts| counts.contains_key(&None))
     }
 
-    fn addresses(&self, vxlan: IfIndex) -> impl Iterator<Item = IpAddr> + '_ {
-        let counts = self.counts.get(&vxlan).into_iter().flatten();
+    fn addresses(&self, tunnel: Tunnel) -> impl Iterator<Item = IpAddr> + '_ {
+        let counts = self.counts.get(&tunnel).into_iter().flatten();
         counts
             .filter_map(|(address, _)| *address)
             .filter(|address| header::is_host(*address))
@@ -102,7 +104,7 @@ impl Model {
         if let Some(reason) = &self.refusals.peers {
             return Err(format!("the table of peers takes no more: {reason}").into());
         }
-        if !self.world.peers.all_known(segment.vxlan) {
+        if !self.world.peers.all_known(segment.tunnel) {
             return Err("entries lead to nexthop groups, whose addresses are not known".into());
         }
         Ok(true)
@@ -113,7 +115,7 @@ impl Model {
         let mut wanted = BTreeSet::new();
         for segment in self.segments.values() {
             if let (Ok(id), Ok(true)) = (&segment.id, self.is_strict(segment)) {
-                let addresses = self.world.peers.addresses(segment.vxlan);
+                let addresses = self.world.peers.addresses(segment.tunnel);
                 wanted.extend(addresses.map(|address| peer(*id, address)));
             }
         }

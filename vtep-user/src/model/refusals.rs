@@ -32,9 +32,11 @@ impl Refusals {
     pub fn forget(&mut self, link: &Link) {
         self.devices.remove(&link.ifindex);
         if let LinkKind::Vxlan(device) = &link.kind {
-            for key in [VniKey::v4, VniKey::v6] {
-                self.segments.remove(&key(device.vni, device.udp_port));
-            }
+            let mine = |key: &VniKey| {
+                let vni = device.vni.get();
+                key.udp_port() == device.udp_port && (device.collect_metadata || key.vni() == vni)
+            };
+            self.segments.retain(|key, _| !mine(key));
         }
     }
 

@@ -9,8 +9,10 @@ use vtep_common::{MacAddr, Vni};
 
 use super::fdb::{Decision, decide};
 use super::locations::Owner;
+use super::ports::{Member, PortPlan};
 use super::remotes::RemoteKey;
 use super::segments::{Segment, is_link_local};
+use super::world::Tunnel;
 use super::{Model, Reason};
 use crate::kernel::{IfIndex, Link, bits};
 use crate::tables::XdpMode;
@@ -33,6 +35,9 @@ pub struct SegmentRow {
     pub segment: Option<SegmentId>,
     pub vxlan: IfIndex,
     pub vxlan_name: String,
+    /// The VNI again where the device is a single VXLAN device, whose entries name
+    /// it.
+    pub source_vni: Option<Vni>,
     pub bridge: Option<IfIndex>,
     pub bridge_name: Option<String>,
     /// Of a VLAN-aware bridge.
@@ -45,12 +50,14 @@ pub struct SegmentRow {
     pub reason: Option<String>,
 }
 
-/// A bridge port of a segment.
+/// A bridge port as member of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRow {
     pub ifindex: IfIndex,
     pub name: String,
     pub vni: Vni,
+    /// Of a VLAN-aware bridge.
+    pub vlan: Option<u16>,
     /// Set where it is accelerated.
     pub mode: Option<XdpMode>,
     pub reason: Option<String>,
@@ -78,6 +85,8 @@ pub enum RowOwner {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FdbRow {
     pub vni: Vni,
+    /// Of a VLAN-aware bridge.
+    pub vlan: Option<u16>,
     pub mac: MacAddr,
     pub place: RowPlace,
     pub owner: RowOwner,
@@ -152,18 +161,22 @@ impl Model {
             .values()
             .map(|segment| self.segment_row(segment))
             .collect();
-        views.sort_by_key(|view| (view.vni, view.vxlan));
+        views.sort_by_key(|view| (view.vni, view.vxlan, view.vlan));
         views
     }
 
     fn segment_row(&self, segment: &Segment) -> SegmentRow {
-        let device = self.world.vxlan(segment.vxlan).map(|(_, device)| device);
+        let device = self
+            .world
+            .vxlan(segment.tunnel.vxlan)
+            .map(|(_, device)| device);
         let derived = Some(segment.policy.local).filter(|ip| !ip.is_unspecified());
         SegmentRow {
             vni: segment.vni,
             segment: segment.id.as_ref().ok().copied(),
-            vxlan: segment.vxlan,
-            vxlan_name: self.name(segment.vxlan),
+            vxlan: segment.tunnel.vxlan,
+            vxlan_name: self.name(segment.tunnel.vxlan),
+            source_vni: segment.tunnel.source_vni,
             bridge: segment.bridge,
             bridge_name: segment.bridge.map(|bridge| self.name(bridge)),
             vlan: (segment.vlan != 0).then_some(segment.vlan),
@@ -177,7 +190,7 @@ impl Model {
 
     fn segment_of_vni(&self, vni: Vni) -> Option<&Segment> {
         let segments = self.segments.values().filter(|segment| segment.vni == vni);
-        segments.min_by_key(|segment| (segment.id.is_err(), segment.vxlan))
+        segments.min_by_key(|segment| (segment.id.is_err(), segment.tunnel))
     }
 
     /// The segment of a VNI; the accelerated one where several share it.
@@ -189,28 +202,29 @@ impl Model {
     pub fn ports(&self) -> Vec<PortRow> {
         let ports = self.ports.iter();
         ports
-            .filter_map(|(ifindex, _)| self.port_row(*ifindex))
+            .filter_map(|(member, port)| self.port_row(*member, port))
             .collect()
     }
 
-    fn port_row(&self, ifindex: IfIndex) -> Option<PortRow> {
-        let port = self.ports.get(&ifindex)?;
+    fn port_row(&self, member: Member, port: &PortPlan) -> Option<PortRow> {
+        let ifindex = member.ifindex;
         Some(PortRow {
             ifindex,
             name: self.name(ifindex),
-            vni: self.segments.get(&port.vxlan)?.vni,
+            vni: self.segments.get(&port.tunnel)?.vni,
+            vlan: (member.vlan != 0).then_some(member.vlan),
             mode: port.accelerated.is_ok().then_some(self.settings.xdp_mode),
             reason: text(&port.accelerated),
         })
     }
 
-    /// A port of a segment, by name.
-    pub fn port(&self, name: &str) -> Option<PortRow> {
-        let ifindex = self
-            .ports
-            .keys()
-            .find(|ifindex| self.world.name(**ifindex) == name)?;
-        self.port_row(*ifindex)
+    /// The segments that a port is a member of.
+    pub fn port(&self, name: &str) -> Vec<PortRow> {
+        let members = self.ports.iter();
+        members
+            .filter(|(member, _)| self.world.name(member.ifindex) == name)
+            .filter_map(|(member, port)| self.port_row(*member, port))
+            .collect()
     }
 
     /// Forwarding entries of all segments, or of one; of all MACs, or of one.
@@ -231,7 +245,7 @@ impl Model {
             let bridge = segment
                 .domain()
                 .and_then(|domain| self.world.bridges.get(&domain));
-            let vxlan = self.world.vxlans.get(&segment.vxlan);
+            let vxlan = self.world.vxlans.get(&segment.tunnel);
             let known = bridge.into_iter().flat_map(|table| table.keys());
             let macs: BTreeSet<MacAddr> = known
                 .chain(vxlan.into_iter().flat_map(|table| table.keys()))
@@ -270,14 +284,14 @@ impl Model {
         let bridge = segment
             .domain()
             .and_then(|d| self.world.bridge_entry(d, mac));
-        let vxlan = self.world.vxlan_entry(segment.vxlan, mac);
+        let vxlan = self.world.vxlan_entry(segment.tunnel, mac);
         bridge.is_none_or(|entry| entry.ages()) && vxlan.is_none_or(|entry| entry.ages())
     }
 
     /// Whether the VXLAN device finds a MAC by a nexthop object.
     pub fn has_nexthop(&self, vni: Vni, mac: MacAddr) -> bool {
         let segment = self.segment_of_vni(vni);
-        let entry = segment.and_then(|s| self.world.vxlan_entry(s.vxlan, mac));
+        let entry = segment.and_then(|s| self.world.vxlan_entry(s.tunnel, mac));
         entry.is_some_and(|entry| entry.to.nexthop_id.is_some())
     }
 
@@ -305,7 +319,7 @@ impl Model {
     /// Default destinations of a VNI: who gets broadcast and unknown unicast.
     pub fn flood_list(&self, vni: Vni) -> Vec<IpAddr> {
         let segment = self.segment_of_vni(vni);
-        let flood = segment.and_then(|segment| self.world.floods.get(&segment.vxlan));
+        let flood = segment.and_then(|segment| self.world.floods.get(&segment.tunnel));
         flood
             .into_iter()
             .flatten()
@@ -328,16 +342,16 @@ impl Model {
         {
             return None;
         }
-        let vxlan = self.world.vxlan_entry(segment.vxlan, mac);
+        let vxlan = self.world.vxlan_entry(segment.tunnel, mac);
         let place = match (entry, vxlan) {
-            (Some(entry), _) if entry.port != segment.vxlan => {
+            (Some(entry), _) if entry.port != segment.tunnel.vxlan => {
                 RowPlace::Port(self.name(entry.port))
             }
             (_, Some(vxlan)) => match vxlan.to.dst {
                 Some(dst) => RowPlace::Remote(dst),
-                None => RowPlace::Port(self.name(segment.vxlan)),
+                None => RowPlace::Port(self.name(segment.tunnel.vxlan)),
             },
-            (Some(_), None) => RowPlace::Port(self.name(segment.vxlan)),
+            (Some(_), None) => RowPlace::Port(self.name(segment.tunnel.vxlan)),
             (None, None) => return None,
         };
         let state = entry
@@ -359,6 +373,7 @@ impl Model {
         let accelerated = self.locations.value(location).place() != Place::Kernel;
         Some(FdbRow {
             vni: segment.vni,
+            vlan: (segment.vlan != 0).then_some(segment.vlan),
             mac,
             place,
             owner,
@@ -383,11 +398,16 @@ impl Model {
         }
         match decide(&self.world, segment, mac) {
             Decision::Absent(reason) | Decision::Kernel(reason) => reason.into(),
-            Decision::At(Owner::Port { ifindex, .. }) => {
-                match self.ports.get(&ifindex).map(|port| &port.accelerated) {
+            Decision::At(Owner::Port { domain, ifindex }) => {
+                let member = Member {
+                    ifindex,
+                    vlan: domain.vlan,
+                };
+                match self.ports.get(&member).map(|port| &port.accelerated) {
                     Some(Err(reason)) => format!("port: {reason}").into(),
                     Some(Ok(())) => "not written yet".into(),
-                    None => "its port is not a member of the bridge".into(),
+                    None if domain.vlan == 0 => "its port is not a member of the bridge".into(),
+                    None => "its port is not a member of the VLAN".into(),
                 }
             }
             Decision::At(Owner::Remote(key)) => self.remote_reason(&key),
@@ -403,7 +423,7 @@ impl Model {
 
     /// The remotes that entries point to, by VXLAN device.
     pub fn remotes(&self) -> Vec<RemoteRow> {
-        let mut counts: BTreeMap<(IfIndex, u32), u64> = BTreeMap::new();
+        let mut counts: BTreeMap<(Tunnel, u32), u64> = BTreeMap::new();
         for (id, table) in &self.written.fdb {
             let Some(segment) = self.segment_by_id(*id) else {
                 continue;
@@ -412,18 +432,18 @@ impl Model {
                 .values()
                 .filter(|entry| entry.location != Location::NONE)
             {
-                *counts.entry((segment.vxlan, entry.location)).or_default() += 1;
+                *counts.entry((segment.tunnel, entry.location)).or_default() += 1;
             }
         }
         let mut rows: Vec<RemoteRow> = counts
             .into_iter()
-            .filter_map(|((vxlan, index), entries)| self.remote_row(vxlan, index, entries))
+            .filter_map(|((tunnel, index), entries)| self.remote_row(tunnel, index, entries))
             .collect();
         rows.sort_by_key(|row| (row.vni, row.remote));
         rows
     }
 
-    fn remote_row(&self, vxlan: IfIndex, index: u32, fdb_entries: u64) -> Option<RemoteRow> {
+    fn remote_row(&self, tunnel: Tunnel, index: u32, fdb_entries: u64) -> Option<RemoteRow> {
         let Owner::Remote(key) = self.locations.owner(index)? else {
             return None;
         };
@@ -431,7 +451,9 @@ impl Model {
         let accelerated = self.locations.value(index).place() != Place::Kernel;
         Some(RemoteRow {
             remote: key.remote,
-            vni: key.vni().or_else(|| Some(self.segments.get(&vxlan)?.vni))?,
+            vni: key
+                .vni()
+                .or_else(|| Some(self.segments.get(&tunnel)?.vni))?,
             udp_port: key.policy.udp_port,
             local: Some(key.policy.local),
             dev: way

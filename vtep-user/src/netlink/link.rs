@@ -38,9 +38,11 @@ mod ifla {
 
     pub const BR_AGEING_TIME: u16 = 4;
     pub const BR_VLAN_FILTERING: u16 = 7;
+    pub const BR_VLAN_PROTOCOL: u16 = 8;
     pub const BR_NF_CALL_IPTABLES: u16 = 36;
     pub const BR_NF_CALL_ARPTABLES: u16 = 38;
     pub const BR_VLAN_DEFAULT_PVID: u16 = 39;
+    pub const BR_MULTI_BOOLOPT: u16 = 46;
 
     pub const TUN_TYPE: u16 = 3;
     pub const TUN_VNET_HDR: u16 = 5;
@@ -95,6 +97,9 @@ mod vxlan {
 }
 
 const ARPHRD_ETHER: u16 = 1;
+const ETH_P_8021AD: u16 = 0x88a8;
+/// BR_BOOLOPT_MST_ENABLE (if_bridge.h).
+const BOOLOPT_MST: u32 = 1 << 2;
 /// `struct vxlanhdr` with everything set but the I flag and the VNI: what an
 /// ordinary device ignores on receipt (vxlan_core.c, VXLAN_RESERVED_BITS).
 const DEFAULT_RESERVED_BITS: [u8; 8] = [0xf7, 0xff, 0xff, 0xff, 0, 0, 0, 0xff];
@@ -169,13 +174,20 @@ fn bridge(data: &[u8]) -> Bridge {
     let mut bridge = Bridge {
         vlan_filtering: false,
         default_pvid: 0,
+        service_vlans: false,
+        mst: false,
         ageing_ms: 0,
         nf_call: false,
     };
     for (kind, value) in attributes(data) {
         match kind {
             ifla::BR_VLAN_FILTERING => bridge.vlan_filtering = bool_of(value),
+            ifla::BR_VLAN_PROTOCOL => bridge.service_vlans = u16_be_of(value) == Some(ETH_P_8021AD),
             ifla::BR_VLAN_DEFAULT_PVID => bridge.default_pvid = u16_of(value).unwrap_or(0),
+            // `struct br_boolopt_multi`: values, then which of them the kernel knows.
+            ifla::BR_MULTI_BOOLOPT => {
+                bridge.mst = u32_of(value).is_some_and(|options| options & BOOLOPT_MST != 0);
+            }
             ifla::BR_AGEING_TIME => {
                 bridge.ageing_ms = u64::from(u32_of(value).unwrap_or(0)) * MS_PER_CLOCK;
             }

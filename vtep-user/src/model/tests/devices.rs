@@ -97,9 +97,10 @@ fn r41_what_is_not_mirrored_exactly_is_left_to_the_kernel_with_a_reason() {
         ("the VXLAN device is down", with_link(VX0, |l| l.up = false)),
         ("bridge br0 is down", with_link(BR0, |l| l.up = false)),
         (
-            "VLAN-aware bridge",
+            "a member of no VLAN",
             with_bridge(|b| b.vlan_filtering = true),
         ),
+        ("multiple spanning trees", with_bridge(|b| b.mst = true)),
         (
             "single VXLAN device",
             with_device(|d| d.collect_metadata = true),
@@ -322,7 +323,7 @@ fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
             ..Settings::default()
         };
         let sim = Sim::with(settings, with_link(TAP0, |link| link.kind = kind.clone()));
-        let row = sim.model.port("tap0").unwrap();
+        let row = sim.model.port("tap0").remove(0);
         let hooked = sim.tables.hooks.get(&TAP0) == Some(&(Program::Egress, XdpMode::Native));
         assert_eq!(hooked, expected.is_none(), "{choice:?} {kind:?}");
         assert_eq!(row.mode.is_some(), hooked);
@@ -343,12 +344,12 @@ fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
         |port: &mut BridgePort| port.locked = true,
     ] {
         let sim = Sim::started(with_port(TAP0, change));
-        assert!(sim.model.port("tap0").unwrap().reason.is_some());
-        assert!(sim.model.port("tap1").unwrap().reason.is_none());
+        assert!(sim.model.port("tap0").remove(0).reason.is_some());
+        assert!(sim.model.port("tap1").remove(0).reason.is_none());
     }
     let sim = Sim::started(with_link(TAP0, |link| link.up = false));
     assert_eq!(
-        sim.model.port("tap0").unwrap().reason.as_deref(),
+        sim.model.port("tap0").remove(0).reason.as_deref(),
         Some("the device is down")
     );
 }

@@ -83,6 +83,8 @@ pub fn bridge(ifindex: IfIndex, name: &str) -> Link {
     let kind = Bridge {
         vlan_filtering: false,
         default_pvid: 1,
+        service_vlans: false,
+        mst: false,
         ageing_ms: 300_000,
         nf_call: false,
     };

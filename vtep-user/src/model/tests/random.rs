@@ -200,6 +200,7 @@ impl Kernel {
             neighbours: hops.collect(),
             filters: self.filters(),
             redirect_targets: None,
+            ..Snapshot::default()
         }
     }
 
