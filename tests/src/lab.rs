@@ -314,13 +314,18 @@ fn wire(netns: &Netns, device: &str, mtu: u32) -> Result<()> {
     ))
 }
 
-/// Namespaces begin without IPv6; no address but those given.
+/// Namespaces begin without IPv6. Addresses are usable at once, the link-local
+/// one too: the kernel asks for neighbours from it.
 fn enable_ipv6(netns: &Netns, device: &str) -> Result<()> {
-    netns.run(&format!("ip link set {device} addrgenmode none"))?;
     netns.enter(|| {
-        for device in ["lo", device] {
-            let path = format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6");
-            std::fs::write(&path, "0").context(path)?;
+        for (device, key, value) in [
+            (device, "accept_dad", "0"),
+            (device, "accept_ra", "0"),
+            (device, "disable_ipv6", "0"),
+            ("lo", "disable_ipv6", "0"),
+        ] {
+            let path = format!("/proc/sys/net/ipv6/conf/{device}/{key}");
+            std::fs::write(&path, value).context(path)?;
         }
         Ok(())
     })
