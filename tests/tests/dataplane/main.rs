@@ -10,7 +10,7 @@ use fixture::*;
 use vtep_common::layout::{Counter, Location, Place, PortKey, REMOTE_UDP_CHECKSUM, Via, VniKey};
 use vtep_common::{Outcome, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
-use vtep_user::tables::{Capacity, Program, TableUpdate, Tables, XdpMode};
+use vtep_user::tables::{Capacity, Hook, Program, TableUpdate, Tables, XdpMode};
 
 #[test]
 fn starts_empty_and_reads_back_every_kind_of_update() {
@@ -336,7 +336,7 @@ fn attach_refusal(dataplane: &mut Dataplane, ifindex: u32) -> String {
     let refused = dataplane.apply(&[TableUpdate::Attach {
         ifindex,
         program: Program::Egress,
-        mode: XdpMode::Native,
+        hook: Hook::Xdp(XdpMode::Native),
     }]);
     assert_eq!(refused.len(), 1, "attached to {ifindex}");
     assert!(!dataplane.hooks().contains_key(&ifindex));
@@ -407,10 +407,10 @@ fn program_and_mode_of_a_hook_can_change() {
     World::run("mode", |world| {
         let (mut dataplane, _) = world.open();
         let ifindex = world.ports[0];
-        let attach = |program, mode| TableUpdate::Attach {
+        let attach = |program, mode: XdpMode| TableUpdate::Attach {
             ifindex,
             program,
-            mode,
+            hook: Hook::Xdp(mode),
         };
         dataplane.apply(&[attach(Program::Ingress, XdpMode::Native)]);
         let link = dataplane.hooks()[&ifindex].link_id;
@@ -427,7 +427,7 @@ fn program_and_mode_of_a_hook_can_change() {
         assert_eq!(world.links(), [format!("{ifindex}-generic")]);
         drop(dataplane);
         let (_, tables) = world.open();
-        let hook = (Program::Egress, XdpMode::Generic);
+        let hook = (Program::Egress, Hook::Xdp(XdpMode::Generic));
         assert_eq!(
             tables.hooks.into_iter().collect::<Vec<_>>(),
             [(ifindex, hook)]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aya::maps::{Array, DevMapHash, HashMap, MapData, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
@@ -132,6 +132,11 @@ impl World {
             for device in devices {
                 program.attach(device, XdpMode::Driver).unwrap();
             }
+        }
+        for program in ["vtep_port", "vtep_uplink"] {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(program).unwrap().try_into().unwrap();
+            program.load().unwrap_or_else(|e| panic!("verifier: {e:?}"));
         }
         let mut world = Self {
             ebpf,
