@@ -38,7 +38,7 @@ mode = "native"
 
 # One table for each port that is not to be decided by its offload features.
 [ports.tap0]
-# "auto", "xdp" or "kernel" (never accelerated).
+# "auto", "xdp", "tcx" or "kernel" (never accelerated).
 hook = "xdp"
 
 # One table for each VNI that is not to be treated as the others.

@@ -13,10 +13,19 @@ use crate::kernel::IfIndex;
 /// Which program runs on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Program {
-    /// On an uplink: from the wire towards the VMs.
+    /// On an uplink, XDP: from the wire towards the VMs. The tcx program that
+    /// finishes the way through the stack comes and goes with it.
     Ingress,
     /// On a port: from a VM towards the wire.
     Egress,
+}
+
+/// Where on a device a program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    Xdp(XdpMode),
+    /// On socket buffers that come from the device: offloads are kept. Ports only.
+    Tcx,
 }
 
 /// How XDP runs on a device.
@@ -51,8 +60,8 @@ pub enum TableUpdate {
         value: Segment,
     },
     SegmentDel(VniKey),
-    /// Addresses that a strict segment takes frames from.
-    PeerAdd(PeerKey),
+    /// An address that a strict segment takes frames from.
+    Peer(PeerKey),
     PeerDel(PeerKey),
     Port {
         key: PortKey,
@@ -67,7 +76,7 @@ pub enum TableUpdate {
     Attach {
         ifindex: IfIndex,
         program: Program,
-        mode: XdpMode,
+        hook: Hook,
     },
     Detach(IfIndex),
 }
@@ -94,7 +103,7 @@ pub struct Tables {
     pub peers: BTreeSet<PeerKey>,
     pub ports: BTreeMap<PortKey, Port>,
     pub fdb: HashMap<FdbKey, Value>,
-    pub hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
+    pub hooks: BTreeMap<IfIndex, (Program, Hook)>,
 }
 
 /// Sizes of the maps, entries.

@@ -16,7 +16,7 @@ use vtep_common::layout::{
 };
 use vtep_common::{MacAddr, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
-use vtep_user::tables::{Capacity, Program, TableUpdate, Tables, XdpMode};
+use vtep_user::tables::{Capacity, Hook, Program, TableUpdate, Tables, XdpMode};
 
 pub const CAPACITY: Capacity = Capacity {
     fdb: 1000,
@@ -180,7 +180,7 @@ impl World {
         TableUpdate::Attach {
             ifindex: self.ports[port],
             program,
-            mode: XdpMode::Native,
+            hook: Hook::Xdp(XdpMode::Native),
         }
     }
 
@@ -239,7 +239,7 @@ impl World {
             key,
             value: Value::new(1, Value::OWNER_API, 6),
         }));
-        updates.extend([peer(1), peer(2)].map(TableUpdate::PeerAdd));
+        updates.extend([peer(1), peer(2)].map(TableUpdate::Peer));
         updates.push(self.attach(0, Program::Ingress));
         updates.push(self.attach(1, Program::Egress));
         updates
@@ -301,7 +301,7 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
             TableUpdate::TargetDel(ifindex) => tables.targets.retain(|t| *t != ifindex),
             TableUpdate::Segment { key, value } => drop(tables.segments.insert(key, value)),
             TableUpdate::SegmentDel(key) => drop(tables.segments.remove(&key)),
-            TableUpdate::PeerAdd(key) => drop(tables.peers.insert(key)),
+            TableUpdate::Peer(key) => drop(tables.peers.insert(key)),
             TableUpdate::PeerDel(key) => drop(tables.peers.remove(&key)),
             TableUpdate::Port { key, value } => drop(tables.ports.insert(key, value)),
             TableUpdate::PortDel(key) => drop(tables.ports.remove(&key)),
@@ -310,8 +310,8 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
             TableUpdate::Attach {
                 ifindex,
                 program,
-                mode,
-            } => drop(tables.hooks.insert(ifindex, (program, mode))),
+                hook,
+            } => drop(tables.hooks.insert(ifindex, (program, hook))),
             TableUpdate::Detach(ifindex) => drop(tables.hooks.remove(&ifindex)),
         }
     }

@@ -10,7 +10,7 @@ use fixture::*;
 use vtep_common::layout::{Counter, Location, Place, PortKey, REMOTE_UDP_CHECKSUM, Via, VniKey};
 use vtep_common::{Outcome, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
-use vtep_user::tables::{Capacity, Program, TableUpdate, Tables, XdpMode};
+use vtep_user::tables::{Capacity, Hook, Program, TableUpdate, Tables, XdpMode};
 
 #[test]
 fn starts_empty_and_reads_back_every_kind_of_update() {
@@ -337,7 +337,7 @@ fn attach_refusal(dataplane: &mut Dataplane, ifindex: u32) -> String {
     let refused = dataplane.apply(&[TableUpdate::Attach {
         ifindex,
         program: Program::Egress,
-        mode: XdpMode::Native,
+        hook: Hook::Xdp(XdpMode::Native),
     }]);
     assert_eq!(refused.len(), 1, "attached to {ifindex}");
     assert!(!dataplane.hooks().contains_key(&ifindex));
@@ -408,17 +408,20 @@ fn program_and_mode_of_a_hook_can_change() {
     World::run("mode", |world| {
         let (mut dataplane, _) = world.open();
         let ifindex = world.ports[0];
-        let attach = |program, mode| TableUpdate::Attach {
+        let attach = |program, mode: XdpMode| TableUpdate::Attach {
             ifindex,
             program,
-            mode,
+            hook: Hook::Xdp(mode),
         };
         dataplane.apply(&[attach(Program::Ingress, XdpMode::Native)]);
-        let link = dataplane.hooks()[&ifindex].link_id;
+        // An uplink has a second program, on tcx.
+        let links = [format!("{ifindex}-native"), format!("{ifindex}-tcx")];
+        assert_eq!(world.links(), links);
         dataplane.apply(&[attach(Program::Egress, XdpMode::Native)]);
         let hook = dataplane.hooks()[&ifindex];
-        assert_eq!((hook.program, hook.link_id), (Program::Egress, link));
+        assert_eq!(hook.program, Program::Egress);
         assert_eq!(xdp("port0"), Some((hook.program_id, "xdp".to_owned())));
+        assert_eq!(world.links(), links[..1]);
 
         assert_eq!(
             dataplane.apply(&[attach(Program::Egress, XdpMode::Generic)]),
@@ -428,7 +431,7 @@ fn program_and_mode_of_a_hook_can_change() {
         assert_eq!(world.links(), [format!("{ifindex}-generic")]);
         drop(dataplane);
         let (_, tables) = world.open();
-        let hook = (Program::Egress, XdpMode::Generic);
+        let hook = (Program::Egress, Hook::Xdp(XdpMode::Generic));
         assert_eq!(
             tables.hooks.into_iter().collect::<Vec<_>>(),
             [(ifindex, hook)]
@@ -443,12 +446,14 @@ fn links_of_devices_that_are_gone_are_removed() {
         dataplane.apply(&world.updates());
         ip("link del port1");
         assert_eq!(dataplane.hooks().len(), 1);
-        assert_eq!(world.links().len(), 2);
+        assert_eq!(world.links().len(), 3);
         drop(dataplane);
         let (mut dataplane, tables) = world.open();
         assert_eq!(tables.hooks.len(), 1);
         assert_eq!(tables.targets, [world.ports[0]]);
-        assert_eq!(world.links(), [format!("{}-native", world.ports[0])]);
+        let ifindex = world.ports[0];
+        let links = [format!("{ifindex}-native"), format!("{ifindex}-tcx")];
+        assert_eq!(world.links(), links);
 
         // The same while running: the model detaches what is gone.
         ip("link del port0");
@@ -469,7 +474,7 @@ fn a_start_in_the_wrong_namespace_changes_nothing() {
             "{error}"
         );
         assert_eq!(xdp("port0"), before);
-        assert_eq!(world.links().len(), 2);
+        assert_eq!(world.links().len(), 3);
     });
 }
 

@@ -33,7 +33,7 @@ use vtep_common::layout::{
 use vtep_common::{MacAddr, Vni};
 
 use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
-use crate::tables::{Capacity, Program, TableUpdate, XdpMode};
+use crate::tables::{Capacity, Hook, Program, TableUpdate, XdpMode};
 
 pub use ageing::SHORTEST_INTERVAL;
 pub use peers::Strict;
@@ -55,10 +55,11 @@ pub type Reason = Cow<'static, str>;
 /// What the user wants at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HookChoice {
-    /// XDP where the owner is known to send plain frames.
+    /// XDP where the owner is known to send plain frames, else tcx.
     #[default]
     Auto,
     Xdp,
+    Tcx,
     Kernel,
 }
 
@@ -75,6 +76,10 @@ pub struct Settings {
     pub strict: Strict,
     /// net.ipv4.ip_default_ttl.
     pub default_ttl: u8,
+    /// net.ipv4.ip_local_port_range: first and last.
+    pub local_ports: (u16, u16),
+    /// Whether the kernel has tcx.
+    pub tcx: bool,
     pub capacity: Capacity,
 }
 
@@ -87,6 +92,8 @@ impl Default for Settings {
             hooks: BTreeMap::new(),
             strict: Strict::default(),
             default_ttl: 64,
+            local_ports: (32768, 60999),
+            tcx: true,
             capacity: Capacity::default(),
         }
     }
@@ -106,10 +113,10 @@ struct Applied {
 struct Written {
     config: Option<Config>,
     targets: BTreeSet<IfIndex>,
+    peers: BTreeSet<PeerKey>,
     segments: BTreeMap<VniKey, SegmentValue>,
     ports: BTreeMap<PortKey, Port>,
-    hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
-    peers: BTreeSet<PeerKey>,
+    hooks: BTreeMap<IfIndex, (Program, Hook)>,
     fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
     /// Entries in all of `fdb`.
     fdb_entries: u32,

@@ -62,7 +62,7 @@ impl Model {
             match update {
                 TableUpdate::Attach { ifindex, .. } => {
                     self.written.hooks.remove(&ifindex);
-                    let reason = format!("XDP cannot be attached: {reason}");
+                    let reason = format!("the program cannot be attached: {reason}");
                     self.refusals.devices.insert(ifindex, reason.into());
                 }
                 // An older value may still be in the map: it counts as written,
@@ -93,7 +93,7 @@ impl Model {
                         self.refusals.places.insert(index, reason.clone().into());
                     }
                 }
-                TableUpdate::PeerAdd(key) => {
+                TableUpdate::Peer(key) => {
                     self.written.peers.remove(&key);
                     self.refusals.peers = Some(reason.into());
                 }
@@ -170,8 +170,8 @@ impl Model {
         let still = |update: &TableUpdate| match update {
             TableUpdate::TargetDel(ifindex) => !written.targets.contains(ifindex),
             TableUpdate::SegmentDel(key) => !written.segments.contains_key(key),
-            TableUpdate::PortDel(key) => !written.ports.contains_key(key),
             TableUpdate::PeerDel(key) => !written.peers.contains(key),
+            TableUpdate::PortDel(key) => !written.ports.contains_key(key),
             TableUpdate::Detach(ifindex) => !written.hooks.contains_key(ifindex),
             TableUpdate::FdbDel(key) => {
                 let table = written.fdb.get(&key.segment());

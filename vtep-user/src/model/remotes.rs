@@ -95,6 +95,7 @@ impl RemoteKey {
             ifindex: value.ifindex,
             mac: MacAddr::ZERO,
             mtu: 0,
+            is_target: true,
             accelerated: Ok(()),
         };
         let hop_limit = value.header[header::hop_limit_at(self.remote)];
@@ -295,9 +296,6 @@ pub(super) fn way(
             _,
         ) => Err(format!("uplink {name}: {reason}").into()),
         _ if !link.is_some_and(|link| link.up) => Err(format!("uplink {name} is down").into()),
-        _ if !world.takes_redirected(route.ifindex) => {
-            Err(format!("uplink {name}: its driver does not take redirected frames").into())
-        }
         (_, None) => {
             way.resolving = true;
             Err(format!("next hop {next_hop} on {name} is not resolved").into())

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
+use vtep_common::layout::{FdbKey, Location, Place, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use super::fdb::{Decision, decide};
@@ -15,7 +15,7 @@ use super::segments::{Segment, is_link_local};
 use super::world::Tunnel;
 use super::{Model, Reason};
 use crate::kernel::{IfIndex, Link, bits};
-use crate::tables::XdpMode;
+use crate::tables::Hook;
 
 /// A NIC towards the underlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct UplinkRow {
     pub ifindex: IfIndex,
     pub name: String,
     /// Set where it is accelerated.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
     pub reason: Option<String>,
 }
 
@@ -59,7 +59,9 @@ pub struct PortRow {
     /// Of a VLAN-aware bridge.
     pub vlan: Option<u16>,
     /// Set where it is accelerated.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
+    /// How frames from the wire reach it, where it is accelerated.
+    pub via: Option<Via>,
     pub reason: Option<String>,
 }
 
@@ -148,7 +150,7 @@ impl Model {
         let uplinks = self.uplinks.values().map(|uplink| UplinkRow {
             ifindex: uplink.ifindex,
             name: self.name(uplink.ifindex),
-            mode: uplink.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            hook: (uplink.accelerated.is_ok()).then_some(Hook::Xdp(self.settings.xdp_mode)),
             reason: text(&uplink.accelerated),
         });
         uplinks.collect()
@@ -213,7 +215,8 @@ impl Model {
             name: self.name(ifindex),
             vni: self.segments.get(&port.tunnel)?.vni,
             vlan: (member.vlan != 0).then_some(member.vlan),
-            mode: port.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            hook: port.accelerated.as_ref().ok().map(|fast| fast.hook),
+            via: self.via(port),
             reason: text(&port.accelerated),
         })
     }
@@ -405,7 +408,7 @@ impl Model {
                 };
                 match self.ports.get(&member).map(|port| &port.accelerated) {
                     Some(Err(reason)) => format!("port: {reason}").into(),
-                    Some(Ok(())) => "not written yet".into(),
+                    Some(Ok(_)) => "not written yet".into(),
                     None if domain.vlan == 0 => "its port is not a member of the bridge".into(),
                     None => "its port is not a member of the VLAN".into(),
                 }
