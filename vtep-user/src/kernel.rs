@@ -81,6 +81,9 @@ pub struct Link {
     /// XDP program attached to the device (IFLA_XDP), any mode. One attached
     /// through a bpf link comes and goes without a notification.
     pub xdp: Option<XdpAttachment>,
+    /// net.ipv6.conf.DEVICE.hop_limit: of IPv6 packets whose route names none;
+    /// `None` without IPv6.
+    pub hop_limit_v6: Option<u8>,
 }
 
 /// IFLA_XDP: what runs on the device.
@@ -199,12 +202,14 @@ pub struct VxlanDevice {
     pub udp_checksum: bool,
     pub udp6_zero_checksum_tx: bool,
     pub udp6_zero_checksum_rx: bool,
+    /// IPv6 flow label of all outer headers, 20 bits.
+    pub flow_label: u32,
     /// `external`.
     pub collect_metadata: bool,
     pub vnifilter: bool,
     /// Names of options that are on and change frames in a way that is not
     /// mirrored: "gbp", "gpe", "remcsumtx", "remcsumrx", "proxy", "rsc",
-    /// "l2miss", "l3miss", "reserved_bits".
+    /// "l2miss", "l3miss", "reserved_bits", "flowlabel inherit".
     pub foreign_options: Vec<&'static str>,
 }
 

@@ -42,6 +42,7 @@ pub fn status() -> Status {
                 vlan: None,
                 hook: Some(Hook::Xdp),
                 mode: Some(XdpMode::Native),
+                ingress: Some(IngressWay::Xdp),
                 accelerated: true,
                 reason: None,
             },
@@ -52,6 +53,7 @@ pub fn status() -> Status {
                 vlan: None,
                 hook: None,
                 mode: None,
+                ingress: None,
                 accelerated: false,
                 reason: Some("its owner uses offloads (tx-checksumming)".into()),
             },
@@ -78,6 +80,7 @@ pub fn segment() -> SegmentStatus {
         local: Some(ip("198.51.100.1")),
         udp_port: 4789,
         learning: true,
+        strict: false,
         accelerated: true,
         reason: None,
     }

@@ -10,7 +10,7 @@ use crate::api::types::{FdbSpec, ResyncReport, Target, VniSpec, WriteMode};
 use crate::api::values::{IfName, StationMac};
 use crate::api::{ApiError, Command, Reply};
 use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link};
-use crate::model::SegmentRow;
+use crate::model::{SegmentRow, overhead_bytes};
 use crate::netlink::{FdbWrite, NetlinkError, VxlanSpec};
 
 use super::{Controller, ControllerError, rows};
@@ -22,9 +22,6 @@ const WAIT: Duration = Duration::from_secs(3);
 const RESOLVE: Duration = Duration::from_millis(500);
 /// IFLA_IFALIAS of devices made by `vni add`: only these are removed again.
 const MADE_BY_US: &str = "made by vtep";
-/// Outer Ethernet, IPv4, UDP and VXLAN headers, as far as they count for the MTU.
-const OVERHEAD_BYTES: u32 = 50;
-
 /// A request that waits until the maps follow the kernel.
 pub struct Pending {
     wanted: Wanted,
@@ -278,9 +275,11 @@ impl Controller {
     ) -> Result<(), ApiError> {
         let netlink = &self.netlink;
         let (local, underlay_mtu) = self.tunnel_source(spec, link).await?;
-        let room = underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES));
+        let v6 = local.is_some_and(|local| local.is_ipv6());
+        let overhead = overhead_bytes(v6);
+        let room = underlay_mtu.map(|mtu| mtu.saturating_sub(overhead));
         // The kernel would take less without a word (vxlan_core.c, vxlan_config_apply).
-        let largest = room.unwrap_or(u32::from(u16::MAX) - OVERHEAD_BYTES);
+        let largest = room.unwrap_or(u32::from(u16::MAX) - overhead);
         if let Some(mtu) = spec.mtu.filter(|mtu| *mtu > largest) {
             return Err(ApiError::bad_request(format!(
                 "MTU {mtu} of VNI {} is too large: the underlay leaves {largest} bytes",

@@ -20,7 +20,7 @@ use crate::daemon::RunOptions;
 use crate::dataplane::{Dataplane, DataplaneError, LogLevel};
 use crate::instance::Instance;
 use crate::kernel::{Event, IfIndex};
-use crate::model::{Model, Settings};
+use crate::model::{Model, Settings, Strict};
 use crate::netlink::{Events, Netlink, NetlinkError};
 use crate::tables::{Capacity, TableUpdate};
 
@@ -365,13 +365,25 @@ fn settings(options: &RunOptions) -> Settings {
             .iter()
             .map(|(name, port)| (name.to_string(), rows::hook_choice(port.hook)))
             .collect(),
+        strict: Strict {
+            all: config.strict,
+            vnis: config
+                .vnis
+                .iter()
+                .filter_map(|(vni, options)| Some((*vni, options.strict?)))
+                .collect(),
+        },
         default_ttl: default_ttl(),
+        local_ports: local_ports(),
+        tcx: Dataplane::has_tcx(),
         capacity: Capacity {
             fdb: daemon.fdb_entries,
             // Each remote and each port has one; the rest is for endpoints.
             locations: (daemon.remotes + daemon.ports) * 4,
             remotes: daemon.remotes,
             segments: daemon.segments,
+            // A remote is a peer of each segment that it has entries in.
+            peers: daemon.remotes * 4,
             ports: daemon.ports,
         },
     }
@@ -384,6 +396,16 @@ fn default_ttl() -> u8 {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(64)
+}
+
+/// Source ports of the kernel's own driver, first and last.
+fn local_ports() -> (u16, u16) {
+    let read = || {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut numbers = text.split_whitespace().map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    read().unwrap_or((32768, 60999))
 }
 
 /// Detach and unpin everything of an instance, and forget choices made by hand.

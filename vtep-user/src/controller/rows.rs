@@ -7,11 +7,12 @@ use vtep_common::{MacAddr, Outcome, Vni};
 
 use crate::api::ApiError;
 use crate::api::types::{
-    Count, Counters, FdbFilter, FdbRow, Hook, Location, Owner, PortHook, PortStatus, RemoteRow,
-    SegmentStats, SegmentStatus, Stats, Status, Target, UplinkStatus, VniRow,
+    Count, Counters, FdbFilter, FdbRow, Location, Owner, PortHook, PortStatus, RemoteRow,
+    SegmentStats, SegmentStatus, Stats, Status, Target, UplinkStatus, VniRow, XdpMode,
 };
 use crate::host;
 use crate::model::{self, HookChoice};
+use crate::tables;
 
 use super::Controller;
 
@@ -144,10 +145,18 @@ fn uplink(row: model::UplinkRow) -> UplinkStatus {
     UplinkStatus {
         name: row.name,
         ifindex: row.ifindex,
-        accelerated: row.mode.is_some(),
-        hook: row.mode.map(|_| Hook::Xdp),
-        mode: row.mode.map(Into::into),
+        accelerated: row.hook.is_some(),
+        hook: row.hook.map(Into::into),
+        mode: row.hook.and_then(mode),
         reason: row.reason,
+    }
+}
+
+/// How XDP runs, where it is XDP.
+fn mode(hook: tables::Hook) -> Option<XdpMode> {
+    match hook {
+        tables::Hook::Xdp(mode) => Some(mode.into()),
+        tables::Hook::Tcx => None,
     }
 }
 
@@ -161,6 +170,7 @@ fn segment(row: model::SegmentRow) -> SegmentStatus {
         local: row.local,
         udp_port: row.udp_port,
         learning: row.learning,
+        strict: row.strict,
         accelerated: row.segment.is_some(),
         reason: row.reason,
     }
@@ -172,9 +182,10 @@ fn port(row: model::PortRow) -> PortStatus {
         ifindex: row.ifindex,
         vni: row.vni,
         vlan: row.vlan,
-        hook: row.mode.map(|_| Hook::Xdp),
-        mode: row.mode.map(Into::into),
-        accelerated: row.mode.is_some(),
+        hook: row.hook.map(Into::into),
+        mode: row.hook.and_then(mode),
+        ingress: row.via.map(Into::into),
+        accelerated: row.hook.is_some(),
         reason: row.reason,
     }
 }
@@ -227,6 +238,7 @@ pub fn hook_choice(hook: PortHook) -> HookChoice {
     match hook {
         PortHook::Auto => HookChoice::Auto,
         PortHook::Xdp => HookChoice::Xdp,
+        PortHook::Tcx => HookChoice::Tcx,
         PortHook::Kernel => HookChoice::Kernel,
     }
 }

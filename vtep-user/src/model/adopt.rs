@@ -74,6 +74,7 @@ impl Model {
             segments: tables.segments,
             ports: tables.ports,
             hooks: tables.hooks,
+            peers: tables.peers,
             fdb,
             fdb_entries,
         };

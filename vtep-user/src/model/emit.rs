@@ -6,17 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use vtep_common::layout::{
-    Config, Place, Port, PortKey, SEGMENT_LEARNING, Segment as SegmentValue, UDP_PORTS_MAX,
-    UPLINKS_MAX, Via, VniKey, address_v4, vni_word,
+    Config, Place, Port, PortKey, SEGMENT_LEARNING, SEGMENT_STRICT, SEGMENT_ZERO_CHECKSUM,
+    Segment as SegmentValue, UDP_PORTS_MAX, UPLINKS_MAX, Via, VniKey, vni_word,
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES, Member, OVERHEAD_V4_BYTES};
+use super::ports::{self, ETHERNET_BYTES, Member, ONE_BUFFER_MTU, PortPlan};
 use super::remotes::{self, RemoteKey, RouteQuery};
+use super::segments::Segment;
 use super::world::{Domain, Tunnel};
-use super::{Model, fdb::FdbChanges};
+use super::{Model, fdb::FdbChanges, header};
 use crate::kernel::IfIndex;
-use crate::tables::{Program, TableUpdate, XdpMode};
+use crate::tables::{Hook, Program, TableUpdate};
 
 /// Updates of one pass by kind.
 #[derive(Debug, Default)]
@@ -27,12 +28,14 @@ struct Pass {
     remotes: Vec<TableUpdate>,
     targets: Vec<TableUpdate>,
     locations: Vec<TableUpdate>,
+    peers: Vec<TableUpdate>,
     segments: Vec<TableUpdate>,
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
     locations_late: Vec<TableUpdate>,
     ports_new: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
+    peers_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
     targets_gone: Vec<TableUpdate>,
     attach: Vec<TableUpdate>,
@@ -51,6 +54,7 @@ impl Pass {
             self.remotes,
             self.targets,
             self.locations,
+            self.peers,
             self.segments,
             self.ports,
             self.fdb.withdrawals,
@@ -59,6 +63,7 @@ impl Pass {
             self.locations_late,
             self.ports_new,
             self.segments_gone,
+            self.peers_gone,
             self.locations_gone,
             self.targets_gone,
             self.attach,
@@ -77,7 +82,10 @@ impl Model {
         };
         self.place(now, &mut pass);
         self.devices(&mut pass);
+        self.dirty.values |= self.world.peers.changed;
         if self.dirty.values {
+            self.world.peers.changed = false;
+            (pass.peers, pass.peers_gone) = self.peer_changes();
             self.segment_values(&mut pass);
             self.port_values(&mut pass);
         }
@@ -147,10 +155,29 @@ impl Model {
                     && port.accelerated.is_ok()
                     && !self.refusals.places.contains_key(&index) =>
             {
-                Place::Port(ifindex, Via::Xdp)
+                Place::Port(ifindex, self.via(port).unwrap_or(Via::Kernel))
             }
             _ => Place::Kernel,
         }
+    }
+
+    /// How frames from the wire reach a port; `None`: it is not accelerated.
+    pub(super) fn via(&self, port: &PortPlan) -> Option<Via> {
+        let via = port.accelerated.as_ref().ok()?.via;
+        // The programs do not see all of a jumbo frame, so they would pass it, while the small
+        // ones of the same flow overtake it.
+        let jumbo = |mtu: u32| mtu > ONE_BUFFER_MTU;
+        let mut uplinks = self.uplinks.values();
+        let v6 = self
+            .segments
+            .get(&port.tunnel)
+            .is_some_and(|segment| segment.key.is_v6());
+        if jumbo(port.mtu + ports::overhead_bytes(v6))
+            && uplinks.any(|uplink| uplink.accelerated.is_ok() && jumbo(uplink.mtu))
+        {
+            return Some(Via::Kernel);
+        }
+        Some(via)
     }
 
     fn place_of_remote(
@@ -260,21 +287,20 @@ impl Model {
 
     /// Programs and redirect targets.
     fn devices(&mut self, pass: &mut Pass) {
-        let mode = self.settings.xdp_mode;
-        let accelerated = |program, ok: bool| ok.then_some((program, mode));
+        let xdp = Hook::Xdp(self.settings.xdp_mode);
         let ports = self.ports.iter().filter_map(|(member, port)| {
-            Some((
-                member.ifindex,
-                accelerated(Program::Egress, port.accelerated.is_ok())?,
-            ))
+            let fast = port.accelerated.as_ref().ok()?;
+            Some((member.ifindex, (Program::Egress, fast.hook)))
         });
         let uplinks = self.uplinks.iter().filter_map(|(ifindex, uplink)| {
-            Some((
-                *ifindex,
-                accelerated(Program::Ingress, uplink.accelerated.is_ok())?,
-            ))
+            let hook = uplink
+                .accelerated
+                .is_ok()
+                .then_some((Program::Ingress, xdp));
+            Some((*ifindex, hook?))
         });
-        let wanted: BTreeMap<IfIndex, (Program, XdpMode)> = ports.chain(uplinks).collect();
+        let wanted: BTreeMap<IfIndex, (Program, Hook)> = ports.chain(uplinks).collect();
+        let targets = self.targets();
         let written = &mut self.written;
 
         let gone = std::mem::take(&mut self.dirty.gone);
@@ -288,37 +314,64 @@ impl Model {
         // The kernel takes a device that goes away out of the map itself.
         written
             .targets
-            .retain(|ifindex| !(gone.contains(ifindex) && wanted.contains_key(ifindex)));
+            .retain(|ifindex| !(gone.contains(ifindex) && targets.contains(ifindex)));
         written.targets.retain(|ifindex| {
-            let keep = wanted.contains_key(ifindex);
+            let keep = targets.contains(ifindex);
             if !keep {
                 pass.targets_gone.push(TableUpdate::TargetDel(*ifindex));
             }
             keep
         });
-        for (&ifindex, &(program, mode)) in &wanted {
+        for ifindex in targets {
             if written.targets.insert(ifindex) {
                 pass.targets.push(TableUpdate::TargetAdd(ifindex));
             }
-            if written.hooks.insert(ifindex, (program, mode)).is_none() {
+        }
+        for (&ifindex, &(program, hook)) in &wanted {
+            if written.hooks.insert(ifindex, (program, hook)).is_none() {
                 pass.attach.push(TableUpdate::Attach {
                     ifindex,
                     program,
-                    mode,
+                    hook,
                 });
             }
         }
     }
 
-    /// Largest frame that every accelerated port takes, bytes, by segment.
+    /// Devices that XDP redirects to.
+    fn targets(&self) -> BTreeSet<IfIndex> {
+        let ports = self.ports.iter().filter(|(_, port)| {
+            let via = self.via(port);
+            matches!(via, Some(Via::Xdp | Via::Gro))
+        });
+        let uplinks = self
+            .uplinks
+            .iter()
+            .filter(|(_, uplink)| uplink.accelerated.is_ok() && uplink.is_target);
+        let ports = ports.map(|(member, _)| member.ifindex);
+        ports.chain(uplinks.map(|(ifindex, _)| *ifindex)).collect()
+    }
+
+    /// Largest frame that every port takes which frames reach fast, bytes, by
+    /// segment.
     fn local_max_bytes(&self) -> BTreeMap<Tunnel, u16> {
         let mut largest = BTreeMap::new();
-        for port in self.ports.values().filter(|port| port.accelerated.is_ok()) {
+        let fast = |port: &&PortPlan| self.via(port).is_some_and(|via| via != Via::Kernel);
+        for port in self.ports.values().filter(fast) {
             let bytes = frame_bytes(port.mtu);
             let largest = largest.entry(port.tunnel).or_insert(bytes);
             *largest = bytes.min(*largest);
         }
         largest
+    }
+
+    fn segment_flags(&self, segment: &Segment) -> u16 {
+        let flags = [
+            (segment.learning, SEGMENT_LEARNING),
+            (self.is_strict(segment) == Ok(true), SEGMENT_STRICT),
+            (segment.zero_checksum, SEGMENT_ZERO_CHECKSUM),
+        ];
+        flags.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum()
     }
 
     fn segment_values(&mut self, pass: &mut Pass) {
@@ -329,13 +382,9 @@ impl Model {
                 wanted.insert(
                     segment.key,
                     SegmentValue {
-                        local: address_v4(segment.policy.local.octets()),
+                        local: header::address_bytes(segment.policy.local),
                         id,
-                        flags: if segment.learning {
-                            SEGMENT_LEARNING
-                        } else {
-                            0
-                        },
+                        flags: self.segment_flags(segment),
                         local_max_bytes: local_max.get(&segment.tunnel).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
@@ -381,7 +430,8 @@ impl Model {
                 .find(&owner)
                 .and_then(|index| self.locations.first(index));
             let tunnel = underlay.map_or(segment.mtu, |mtu| {
-                segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
+                let overhead = ports::overhead_bytes(segment.key.is_v6());
+                segment.mtu.min(mtu.saturating_sub(overhead))
             });
             let local_max_bytes = local_max.get(&port.tunnel).copied().unwrap_or(0);
             wanted.insert(
@@ -428,9 +478,13 @@ impl Model {
     }
 
     fn config(&mut self, pass: &mut Pass) {
+        let (kernel_port_min, last) = self.settings.local_ports;
         let mut config = Config {
             epoch: self.epoch,
             fdb_mask: self.fdb_mask,
+            kernel_port_min,
+            // The upper bound is exclusive (udp_flow_src_port).
+            kernel_port_count: last.saturating_sub(kernel_port_min).max(1),
             ..Config::EMPTY
         };
         let accelerated = self

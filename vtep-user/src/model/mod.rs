@@ -8,7 +8,9 @@ mod adopt;
 mod ageing;
 mod emit;
 mod fdb;
+mod header;
 mod locations;
+mod peers;
 mod ports;
 mod refusals;
 mod remotes;
@@ -21,19 +23,21 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, Port, PortKey, Segment as SegmentValue, SegmentId, VniKey,
+    Config, FdbKey, PeerKey, Port, PortKey, Segment as SegmentValue, SegmentId, VniKey,
 };
 use vtep_common::{MacAddr, Vni};
 
 use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
-use crate::tables::{Capacity, Program, TableUpdate, XdpMode};
+use crate::tables::{Capacity, Hook, Program, TableUpdate, XdpMode};
 
 pub use ageing::SHORTEST_INTERVAL;
+pub use peers::Strict;
+pub use ports::overhead_bytes;
 pub use remotes::RouteQuery;
 pub use view::{Counters, FdbRow, PortRow, RemoteRow, RowOwner, RowPlace, SegmentRow, UplinkRow};
 
@@ -51,10 +55,11 @@ pub type Reason = Cow<'static, str>;
 /// What the user wants at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HookChoice {
-    /// XDP where the owner is known to send plain frames.
+    /// XDP where the owner is known to send plain frames, else tcx.
     #[default]
     Auto,
     Xdp,
+    Tcx,
     Kernel,
 }
 
@@ -68,8 +73,13 @@ pub struct Settings {
     pub xdp_mode: XdpMode,
     /// By interface name; `Auto` for those not listed.
     pub hooks: BTreeMap<String, HookChoice>,
+    pub strict: Strict,
     /// net.ipv4.ip_default_ttl.
     pub default_ttl: u8,
+    /// net.ipv4.ip_local_port_range: first and last.
+    pub local_ports: (u16, u16),
+    /// Whether the kernel has tcx.
+    pub tcx: bool,
     pub capacity: Capacity,
 }
 
@@ -80,7 +90,10 @@ impl Default for Settings {
             uplinks: None,
             xdp_mode: XdpMode::Native,
             hooks: BTreeMap::new(),
+            strict: Strict::default(),
             default_ttl: 64,
+            local_ports: (32768, 60999),
+            tcx: true,
             capacity: Capacity::default(),
         }
     }
@@ -100,9 +113,10 @@ struct Applied {
 struct Written {
     config: Option<Config>,
     targets: BTreeSet<IfIndex>,
+    peers: BTreeSet<PeerKey>,
     segments: BTreeMap<VniKey, SegmentValue>,
     ports: BTreeMap<PortKey, Port>,
-    hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
+    hooks: BTreeMap<IfIndex, (Program, Hook)>,
     fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
     /// Entries in all of `fdb`.
     fdb_entries: u32,
@@ -153,7 +167,7 @@ pub struct Model {
     routes: Routes,
     ways: Ways,
     /// Next hops of all ways.
-    hops: BTreeSet<(IfIndex, Ipv4Addr)>,
+    hops: BTreeSet<(IfIndex, IpAddr)>,
     locations: Locations,
     slots: Slots,
     written: Written,
@@ -254,7 +268,10 @@ impl Model {
                     self.ask_routes_if_underlay(&link);
                 }
             }
-            Event::Fdb(entry) => self.dirty.entries.extend(self.world.set_fdb(&entry)),
+            Event::Fdb(entry) => {
+                self.dirty.structure |= self.world.note_family(&entry);
+                self.dirty.entries.extend(self.world.set_fdb(&entry));
+            }
             Event::FdbGone(entry) => {
                 if let Some(touched) = self.world.remove_fdb(&entry) {
                     self.forget_api_mark(touched);
@@ -396,9 +413,7 @@ impl Model {
     /// Next hops in use. The kernel forgets neighbours that it does not send to
     /// itself, so it has to be asked to confirm them, and to resolve new ones.
     pub fn wanted_neighbours(&self) -> Vec<(IfIndex, IpAddr)> {
-        let hops = self.hops.iter();
-        hops.map(|(ifindex, hop)| (*ifindex, IpAddr::V4(*hop)))
-            .collect()
+        self.hops.iter().copied().collect()
     }
 
     /// Note that an entry was made through the API, or is no longer. Call it

@@ -19,6 +19,8 @@ pub(super) struct Refusals {
     /// Locations that must say "kernel".
     pub places: BTreeMap<u32, Reason>,
     pub config: Option<Reason>,
+    /// No room for a peer: no segment is strict.
+    pub peers: Option<Reason>,
     /// Entries to take out of the map again, if they are in it.
     fdb: Vec<FdbKey>,
     /// Removals to repeat.
@@ -43,6 +45,7 @@ impl Refusals {
             && self.segments.is_empty()
             && self.places.is_empty()
             && self.config.is_none()
+            && self.peers.is_none()
             && self.removals.is_empty()
     }
 }
@@ -59,7 +62,7 @@ impl Model {
             match update {
                 TableUpdate::Attach { ifindex, .. } => {
                     self.written.hooks.remove(&ifindex);
-                    let reason = format!("XDP cannot be attached: {reason}");
+                    let reason = format!("the program cannot be attached: {reason}");
                     self.refusals.devices.insert(ifindex, reason.into());
                 }
                 // An older value may still be in the map: it counts as written,
@@ -90,9 +93,14 @@ impl Model {
                         self.refusals.places.insert(index, reason.clone().into());
                     }
                 }
+                TableUpdate::Peer(key) => {
+                    self.written.peers.remove(&key);
+                    self.refusals.peers = Some(reason.into());
+                }
                 TableUpdate::Config(_) => self.refusals.config = Some(reason.into()),
                 removal @ (TableUpdate::TargetDel(_)
                 | TableUpdate::SegmentDel(_)
+                | TableUpdate::PeerDel(_)
                 | TableUpdate::PortDel(_)
                 | TableUpdate::FdbDel(_)
                 | TableUpdate::Detach(_)) => {
@@ -162,6 +170,7 @@ impl Model {
         let still = |update: &TableUpdate| match update {
             TableUpdate::TargetDel(ifindex) => !written.targets.contains(ifindex),
             TableUpdate::SegmentDel(key) => !written.segments.contains_key(key),
+            TableUpdate::PeerDel(key) => !written.peers.contains(key),
             TableUpdate::PortDel(key) => !written.ports.contains_key(key),
             TableUpdate::Detach(ifindex) => !written.hooks.contains_key(ifindex),
             TableUpdate::FdbDel(key) => {

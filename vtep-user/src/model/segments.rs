@@ -3,12 +3,12 @@
 //! does not do exactly as the kernel leaves the whole segment to the kernel (R41).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use vtep_common::Vni;
 use vtep_common::layout::{SegmentId, UDP_PORTS_MAX, VniKey};
 
-use super::remotes::Policy;
+use super::header::{self, Policy};
 use super::world::{Domain, Tunnel, World};
 use super::{Reason, Refusals, Settings};
 use crate::kernel::{
@@ -27,10 +27,16 @@ pub(super) struct Segment {
     /// 0: bridge that is not VLAN-aware.
     pub vlan: u16,
     pub key: VniKey,
+    /// Underlay device, if one is named.
+    pub link: Option<IfIndex>,
     pub policy: Policy,
     /// Bytes behind the inner Ethernet header.
     pub mtu: u32,
     pub learning: bool,
+    /// Frames from strangers are to be dropped.
+    pub strict: bool,
+    /// IPv6 frames without a UDP checksum are taken.
+    pub zero_checksum: bool,
     /// Number in the maps, or why the segment is left to the kernel.
     pub id: Result<SegmentId, Reason>,
 }
@@ -101,10 +107,12 @@ pub(super) fn plan(
         let verdict = named(settings, link)
             .and_then(|()| device_options(device))
             .and_then(|()| membership(world, link, device));
-        let local = local_address(world, device);
+        let v6 = is_v6(world, link, device);
+        let local = local_address(world, device, v6).unwrap_or(unspecified(v6));
+        let vrf = device.link.and_then(|link| world.vrf_of(link));
         let learns = link.bridge_port.is_some_and(|port| port.learning);
         for mapping in mappings(world, link, device) {
-            let key = VniKey::v4(mapping.vni, device.udp_port);
+            let key = key_of(v6, mapping.vni, device.udp_port);
             rivals.by_key.entry(key).or_default().push(&link.name);
             let id = verdict.clone().and(mapping.verdict);
             let segment = Segment {
@@ -116,9 +124,12 @@ pub(super) fn plan(
                 bridge: link.master.filter(|bridge| world.is_bridge(*bridge)),
                 vlan: mapping.vlan,
                 key,
-                policy: Policy::of(device, local.clone().unwrap_or(Ipv4Addr::UNSPECIFIED)),
+                link: device.link,
+                policy: Policy::of(device, local, vrf),
                 mtu: link.mtu,
                 learning: device.learning || learns,
+                strict: settings.strict.of(mapping.vni),
+                zero_checksum: v6 && device.udp6_zero_checksum_rx,
                 id: id.map(|()| 0),
             };
             segments.insert(segment.tunnel, segment);
@@ -130,7 +141,7 @@ pub(super) fn plan(
         };
         let verdict = rivals
             .alone(link, segment)
-            .and_then(|()| local_address(world, device).map(|_| ()))
+            .and_then(|()| local_address(world, device, segment.key.is_v6()).map(|_| ()))
             .and_then(|()| match refusals.segments.get(&segment.key) {
                 Some(reason) => Err(reason.clone()),
                 None => Ok(()),
@@ -201,51 +212,73 @@ fn named(settings: &Settings, link: &Link) -> Result<(), Reason> {
 }
 
 fn device_options(device: &VxlanDevice) -> Result<(), Reason> {
-    let v6 = |ip: Option<IpAddr>| matches!(ip, Some(IpAddr::V6(_)));
-    if v6(device.local) || v6(device.group) {
-        Err("IPv6 underlay: not accelerated yet".into())
-    } else if !device.foreign_options.is_empty() {
+    if !device.foreign_options.is_empty() {
         let options = device.foreign_options.join(", ");
         Err(format!("option {options} changes frames in a way that is not mirrored").into())
-    } else if device.ttl_inherit {
-        Err("ttl inherit: not accelerated yet".into())
-    } else if device.tos & 1 != 0 {
-        Err("tos inherit: not accelerated yet".into())
-    } else if device.df > 1 {
-        Err("df inherit: not accelerated yet".into())
     } else {
         Ok(())
     }
 }
 
+/// Whether a device's remotes have IPv6 addresses: it is of one family, told by
+/// its addresses. Without any it is IPv4, unless it was made with `local ::`,
+/// which the kernel does not report; but then it takes entries of that family
+/// only.
+fn is_v6(world: &World, link: &Link, device: &VxlanDevice) -> bool {
+    match device.local.or(device.group) {
+        Some(address) => address.is_ipv6(),
+        None => world.has_v6_entries(link.ifindex),
+    }
+}
+
+const fn key_of(v6: bool, vni: Vni, udp_port: u16) -> VniKey {
+    if v6 {
+        VniKey::v6(vni, udp_port)
+    } else {
+        VniKey::v4(vni, udp_port)
+    }
+}
+
+const fn unspecified(v6: bool) -> IpAddr {
+    if v6 {
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+    } else {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED)
+    }
+}
+
 /// The address frames are sent from and received on.
-fn local_address(world: &World, device: &VxlanDevice) -> Result<Ipv4Addr, Reason> {
-    let usable = |ip: Ipv4Addr| !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
+fn local_address(world: &World, device: &VxlanDevice, v6: bool) -> Result<IpAddr, Reason> {
     match device.local {
-        Some(IpAddr::V4(local)) if usable(local) => return Ok(local),
-        Some(local) if !local.is_unspecified() => {
-            return Err(format!("its local address {local} cannot be used").into());
-        }
-        _ => {}
+        Some(local) if header::is_host(local) => return Ok(local),
+        Some(local) => return Err(format!("its local address {local} cannot be used").into()),
+        None => {}
     }
     let Some(link) = device.link else {
         return Err("no local address: set `local` of the VXLAN device".into());
     };
-    let range = (link, IpAddr::V4(Ipv4Addr::UNSPECIFIED))..=(link, IpAddr::V4(Ipv4Addr::BROADCAST));
-    let mut candidates = world.addresses.range(range).filter_map(|(_, ip)| match ip {
-        IpAddr::V4(ip) if usable(*ip) => Some(*ip),
-        _ => None,
-    });
+    let usable = |ip: &IpAddr| ip.is_ipv6() == v6 && header::is_host(*ip) && !is_link_local(*ip);
+    let of_link = world.addresses_of(link);
+    let mut candidates = of_link.filter(usable);
     match (candidates.next(), candidates.next()) {
         (Some(only), None) => Ok(only),
         (None, _) => {
             let name = world.name(link);
-            Err(format!("no local address: {name} has no IPv4 address").into())
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            Err(format!("no local address: {name} has no {family} address").into())
         }
         _ => {
             let name = world.name(link);
             Err(format!("no local address, and {name} has several: set `local`").into())
         }
+    }
+}
+
+/// Every device has one of these (RFC 4291); used as a source only if named.
+pub(super) const fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 

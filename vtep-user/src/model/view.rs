@@ -2,20 +2,20 @@
 //! something is left to the kernel. The API gives these structs their JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
+use vtep_common::layout::{FdbKey, Location, Place, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use super::fdb::{Decision, decide};
 use super::locations::Owner;
 use super::ports::{Member, PortPlan};
 use super::remotes::RemoteKey;
-use super::segments::Segment;
+use super::segments::{Segment, is_link_local};
 use super::world::Tunnel;
 use super::{Model, Reason};
 use crate::kernel::{IfIndex, Link, bits};
-use crate::tables::XdpMode;
+use crate::tables::Hook;
 
 /// A NIC towards the underlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct UplinkRow {
     pub ifindex: IfIndex,
     pub name: String,
     /// Set where it is accelerated.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
     pub reason: Option<String>,
 }
 
@@ -45,6 +45,8 @@ pub struct SegmentRow {
     pub local: Option<IpAddr>,
     pub udp_port: u16,
     pub learning: bool,
+    /// Frames from strangers are dropped.
+    pub strict: bool,
     pub reason: Option<String>,
 }
 
@@ -57,7 +59,9 @@ pub struct PortRow {
     /// Of a VLAN-aware bridge.
     pub vlan: Option<u16>,
     /// Set where it is accelerated.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
+    /// How frames from the wire reach it, where it is accelerated.
+    pub via: Option<Via>,
     pub reason: Option<String>,
 }
 
@@ -146,7 +150,7 @@ impl Model {
         let uplinks = self.uplinks.values().map(|uplink| UplinkRow {
             ifindex: uplink.ifindex,
             name: self.name(uplink.ifindex),
-            mode: uplink.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            hook: (uplink.accelerated.is_ok()).then_some(Hook::Xdp(self.settings.xdp_mode)),
             reason: text(&uplink.accelerated),
         });
         uplinks.collect()
@@ -168,7 +172,7 @@ impl Model {
             .world
             .vxlan(segment.tunnel.vxlan)
             .map(|(_, device)| device);
-        let derived = Some(segment.policy.local).filter(|ip| *ip != Ipv4Addr::UNSPECIFIED);
+        let derived = Some(segment.policy.local).filter(|ip| !ip.is_unspecified());
         SegmentRow {
             vni: segment.vni,
             segment: segment.id.as_ref().ok().copied(),
@@ -178,9 +182,10 @@ impl Model {
             bridge: segment.bridge,
             bridge_name: segment.bridge.map(|bridge| self.name(bridge)),
             vlan: (segment.vlan != 0).then_some(segment.vlan),
-            local: derived.map(IpAddr::V4).or_else(|| device?.local),
+            local: derived.or_else(|| device?.local),
             udp_port: segment.policy.udp_port,
             learning: segment.learning,
+            strict: self.is_strict(segment) == Ok(true),
             reason: text(&segment.id),
         }
     }
@@ -210,7 +215,8 @@ impl Model {
             name: self.name(ifindex),
             vni: self.segments.get(&port.tunnel)?.vni,
             vlan: (member.vlan != 0).then_some(member.vlan),
-            mode: port.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            hook: port.accelerated.as_ref().ok().map(|fast| fast.hook),
+            via: self.via(port),
             reason: text(&port.accelerated),
         })
     }
@@ -308,9 +314,9 @@ impl Model {
         if self.uplinks.contains_key(&ifindex) {
             return Some("is an uplink".to_owned());
         }
-        let mut addresses = self.world.addresses.iter();
-        let own = addresses.find(|(device, ip)| *device == ifindex && ip.is_ipv4());
-        own.map(|(_, ip)| format!("has the address {ip}"))
+        let mut addresses = self.world.addresses_of(ifindex);
+        let own = addresses.find(|ip| !is_link_local(*ip));
+        own.map(|ip| format!("has the address {ip}"))
     }
 
     /// Default destinations of a VNI: who gets broadcast and unknown unicast.
@@ -402,7 +408,7 @@ impl Model {
                 };
                 match self.ports.get(&member).map(|port| &port.accelerated) {
                     Some(Err(reason)) => format!("port: {reason}").into(),
-                    Some(Ok(())) => "not written yet".into(),
+                    Some(Ok(_)) => "not written yet".into(),
                     None if domain.vlan == 0 => "its port is not a member of the bridge".into(),
                     None => "its port is not a member of the VLAN".into(),
                 }
@@ -447,16 +453,16 @@ impl Model {
         let way = self.ways.get(&key);
         let accelerated = self.locations.value(index).place() != Place::Kernel;
         Some(RemoteRow {
-            remote: IpAddr::V4(key.remote),
+            remote: key.remote,
             vni: key
                 .vni()
                 .or_else(|| Some(self.segments.get(&tunnel)?.vni))?,
             udp_port: key.policy.udp_port,
-            local: Some(IpAddr::V4(key.policy.local)),
+            local: Some(key.policy.local),
             dev: way
                 .and_then(|way| way.ifindex)
                 .map(|ifindex| self.name(ifindex)),
-            next_hop: way.and_then(|way| way.next_hop).map(IpAddr::V4),
+            next_hop: way.and_then(|way| way.next_hop),
             mac: way.and_then(|way| way.mac),
             fdb_entries,
             accelerated,
@@ -483,6 +489,11 @@ impl Model {
         }
         for (update, reason) in &self.refusals.removals {
             warnings.push(format!("{update:?} failed: {reason}"));
+        }
+        for segment in self.segments.values().filter(|s| s.id.is_ok()) {
+            if let Err(reason) = self.is_strict(segment) {
+                warnings.push(format!("VNI {} is not strict: {reason}", segment.vni));
+            }
         }
         if self.waiting.refused {
             warnings.push("the kernel takes no more FDB entries".to_owned());

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use vtep_common::{MacAddr, Vni};
 
+use super::peers::Peers;
 use crate::kernel::{
     Address, Bridge, FdbEntry, FdbTable, Filters, IfIndex, Link, LinkKind, Neighbour, Snapshot,
     VlanRange, VniRange, VxlanDevice, bits,
@@ -123,8 +124,8 @@ pub(super) struct World {
     /// VNIs of VXLAN devices with `vnifilter`.
     pub vnis: BTreeMap<IfIndex, Vec<VniRange>>,
     pub addresses: BTreeSet<(IfIndex, IpAddr)>,
-    /// IPv4 neighbours with a usable address.
-    pub neighbours: HashMap<(IfIndex, Ipv4Addr), MacAddr>,
+    /// Neighbours with a usable address.
+    pub neighbours: HashMap<(IfIndex, IpAddr), MacAddr>,
     pub filters: Filters,
     /// Devices that take redirected frames, where the kernel tells.
     pub redirect_targets: Option<BTreeSet<IfIndex>>,
@@ -132,8 +133,14 @@ pub(super) struct World {
     pub tc: BTreeMap<IfIndex, String>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
     pub vxlans: HashMap<Tunnel, HashMap<MacAddr, VxlanEntry>>,
+    /// VXLAN devices that have, or had, remotes with IPv6 addresses.
+    v6_devices: BTreeSet<IfIndex>,
     /// Default destinations of VXLAN devices (the all-zero entries).
     pub floods: HashMap<Tunnel, Vec<Destination>>,
+    /// Entries of VXLAN devices for multicast addresses.
+    groups: HashMap<Tunnel, Vec<(MacAddr, Destination)>>,
+    /// Addresses of all entries of VXLAN devices.
+    pub peers: Peers,
 }
 
 impl World {
@@ -153,6 +160,7 @@ impl World {
             world.set_neighbour(neighbour);
         }
         for entry in &snapshot.fdb {
+            world.note_family(entry);
             let tunnel = Tunnel::of(entry);
             let seen = world.vxlan_entry(tunnel, entry.mac).copied();
             world.set_fdb(entry);
@@ -168,10 +176,12 @@ impl World {
     }
 
     /// Whether frames redirected to a device arrive, as far as the kernel tells.
-    pub fn takes_redirected(&self, ifindex: IfIndex) -> bool {
-        self.redirect_targets
-            .as_ref()
-            .is_none_or(|targets| targets.contains(&ifindex))
+    pub fn takes_redirected(&self, link: &Link) -> bool {
+        match &self.redirect_targets {
+            Some(targets) => targets.contains(&link.ifindex),
+            // Nobody tells (before Linux 6.3); with a veth it depends on its peer.
+            None => link.kind != LinkKind::Veth,
+        }
     }
 
     /// Name of a device, for people.
@@ -216,6 +226,32 @@ impl World {
         self.bridge(ifindex).is_some()
     }
 
+    /// The VRF a device is in.
+    pub fn vrf_of(&self, ifindex: IfIndex) -> Option<IfIndex> {
+        let master = self.links.get(&ifindex)?.master?;
+        let kind = &self.links.get(&master)?.kind;
+        matches!(kind, LinkKind::Other(kind) if kind == "vrf").then_some(master)
+    }
+
+    pub fn addresses_of(&self, ifindex: IfIndex) -> impl Iterator<Item = IpAddr> + '_ {
+        let first = (ifindex, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let from = self.addresses.range(first..);
+        from.take_while(move |(device, _)| *device == ifindex)
+            .map(|(_, ip)| *ip)
+    }
+
+    /// Whether the table of a VXLAN device has remotes with IPv6 addresses.
+    pub fn has_v6_entries(&self, vxlan: IfIndex) -> bool {
+        self.v6_devices.contains(&vxlan)
+    }
+
+    /// Note the family of a VXLAN device's remotes; whether it is news.
+    pub fn note_family(&mut self, entry: &FdbEntry) -> bool {
+        entry.table == FdbTable::Vxlan
+            && matches!(entry.dst, Some(IpAddr::V6(_)))
+            && self.v6_devices.insert(entry.ifindex)
+    }
+
     pub fn bridge_entry(&self, domain: Domain, mac: MacAddr) -> Option<&BridgeEntry> {
         self.bridges.get(&domain)?.get(&mac)
     }
@@ -233,14 +269,14 @@ impl World {
     }
 
     /// The key of the neighbour if its usable address changed.
-    pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, Ipv4Addr)> {
+    pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, IpAddr)> {
         let usable = neighbour
             .mac
             .filter(|mac| neighbour.state & bits::NUD_VALID != 0 && mac.is_station());
         self.change_neighbour(neighbour, usable)
     }
 
-    pub fn remove_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, Ipv4Addr)> {
+    pub fn remove_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, IpAddr)> {
         self.change_neighbour(neighbour, None)
     }
 
@@ -248,11 +284,8 @@ impl World {
         &mut self,
         neighbour: &Neighbour,
         usable: Option<MacAddr>,
-    ) -> Option<(IfIndex, Ipv4Addr)> {
-        let IpAddr::V4(address) = neighbour.address else {
-            return None;
-        };
-        let key = (neighbour.ifindex, address);
+    ) -> Option<(IfIndex, IpAddr)> {
+        let key = (neighbour.ifindex, neighbour.address);
         let before = match usable {
             Some(mac) => self.neighbours.insert(key, mac),
             None => self.neighbours.remove(&key),
@@ -290,10 +323,16 @@ impl World {
                     let flood = self.floods.entry(tunnel).or_default();
                     if !flood.contains(&to) {
                         flood.push(to);
+                        self.peers.add(tunnel, &to);
                     }
                     return None;
                 }
                 if !entry.mac.is_station() {
+                    let group = self.groups.entry(tunnel).or_default();
+                    if !group.contains(&(entry.mac, to)) {
+                        group.push((entry.mac, to));
+                        self.peers.add(tunnel, &to);
+                    }
                     return None;
                 }
                 let new = VxlanEntry {
@@ -303,7 +342,12 @@ impl World {
                     several: false,
                 };
                 let table = self.vxlans.entry(tunnel).or_default();
-                match table.insert(entry.mac, new) {
+                let old = table.insert(entry.mac, new);
+                if let Some(old) = &old {
+                    self.peers.remove(tunnel, &old.to);
+                }
+                self.peers.add(tunnel, &to);
+                match old {
                     Some(old) if old.to == to && !old.several => None,
                     _ => Some(Touched::Vxlan(tunnel, entry.mac)),
                 }
@@ -334,9 +378,18 @@ impl World {
             FdbTable::Vxlan => {
                 let (tunnel, to) = (Tunnel::of(entry), Destination::of(entry));
                 if entry.mac == MacAddr::ZERO {
-                    if let Some(flood) = self.floods.get_mut(&tunnel) {
-                        flood.retain(|known| *known != to);
-                    }
+                    let flood = self.floods.get_mut(&tunnel)?;
+                    let at = flood.iter().position(|known| *known == to)?;
+                    flood.remove(at);
+                    self.peers.remove(tunnel, &to);
+                    return None;
+                }
+                if !entry.mac.is_station() {
+                    let group = self.groups.get_mut(&tunnel)?;
+                    let known = (entry.mac, to);
+                    let at = group.iter().position(|entry| *entry == known)?;
+                    group.swap_remove(at);
+                    self.peers.remove(tunnel, &to);
                     return None;
                 }
                 let table = self.vxlans.get_mut(&tunnel)?;
@@ -344,6 +397,7 @@ impl World {
                     Slot::Occupied(old) if old.get().to == to => old.remove(),
                     _ => return None,
                 };
+                self.peers.remove(tunnel, &to);
                 if table.is_empty() {
                     self.vxlans.remove(&tunnel);
                 }
@@ -366,6 +420,9 @@ impl World {
         self.bridges.retain(|domain, _| domain.bridge != ifindex);
         self.vxlans.retain(|tunnel, _| tunnel.vxlan != ifindex);
         self.floods.retain(|tunnel, _| tunnel.vxlan != ifindex);
+        self.v6_devices.remove(&ifindex);
+        self.groups.retain(|tunnel, _| tunnel.vxlan != ifindex);
+        self.peers.remove_device(ifindex);
         self.tc.remove(&ifindex);
         self.vlans.remove(&ifindex);
         self.vnis.remove(&ifindex);

@@ -12,6 +12,7 @@ use super::vlan::{self, RTM_DELTUNNEL, RTM_DELVLAN, RTM_NEWTUNNEL, RTM_NEWVLAN};
 use crate::kernel::{Address, Event, FdbEntry, FdbTable, IfIndex, Neighbour, Route, bits};
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+const AF_INET6: u8 = libc::AF_INET6 as u8;
 const NDMSG_BYTES: usize = 12;
 const IFADDRMSG_BYTES: usize = 8;
 const RTMSG_BYTES: usize = 12;
@@ -46,7 +47,8 @@ pub(super) enum Part {
 ///
 /// What Linux 6.18 sends for a bridge port: port flags and STP states come as
 /// AF_BRIDGE RTM_NEWLINK without IFLA_LINKINFO and, with `bridge link set`, as
-/// nothing else. AF_BRIDGE RTM_DELLINK means "left the bridge".
+/// nothing else. AF_BRIDGE RTM_DELLINK means "left the bridge". AF_INET6 messages
+/// announce what a router advertisement changed, the hop limit among it.
 pub(super) fn notice(kind: u16, body: &[u8]) -> Option<Notice> {
     let family = u8_of(body)?;
     let event = match kind {
@@ -87,7 +89,7 @@ pub(super) fn notice(kind: u16, body: &[u8]) -> Option<Notice> {
 fn link_notice(kind: u16, family: u8, body: &[u8]) -> Option<Notice> {
     let header: [u8; IFINFO_BYTES] = array(body)?;
     let ifindex = index_of(&header[4..])?;
-    if family == AF_BRIDGE {
+    if [AF_BRIDGE, AF_INET6].contains(&family) {
         return Some(Notice::Partial(Part::Link(ifindex)));
     }
     if family != libc::AF_UNSPEC as u8 {

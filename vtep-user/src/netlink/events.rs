@@ -23,7 +23,7 @@ const BATCH_EVENTS: usize = 4096;
 /// Datagrams thrown away after a loss before other tasks get their turn.
 const DISCARD_DATAGRAMS: usize = 1024;
 
-const ROUTE_GROUPS: [u32; 12] = [
+const ROUTE_GROUPS: [u32; 13] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_TC,
     libc::RTNLGRP_NEIGH,
@@ -31,6 +31,7 @@ const ROUTE_GROUPS: [u32; 12] = [
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_IFINFO,
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_RULE,
     libc::RTNLGRP_NEXTHOP,

@@ -201,6 +201,9 @@ impl Netlink {
     /// Asks the kernel to resolve or confirm a neighbour, as traffic to it would
     /// (NTF_USE). Does nothing for permanent and NOARP entries: NTF_USE would make
     /// a permanent entry an ordinary one (neighbour.c, NEIGH_UPDATE_F_USE).
+    ///
+    /// IPv6 asks from the device's link-local address; without one (addrgenmode
+    /// none) only a packet of its own makes the kernel ask (ndisc.c, ndisc_send_ns).
     pub async fn neighbour_use(
         &self,
         ifindex: IfIndex,

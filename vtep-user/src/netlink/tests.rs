@@ -106,6 +106,7 @@ fn a_vxlan_device_in_a_bridge_is_read_whole() {
                 udp_checksum: false,
                 udp6_zero_checksum_tx: false,
                 udp6_zero_checksum_rx: false,
+                flow_label: 0,
                 collect_metadata: false,
                 vnifilter: false,
                 foreign_options: vec![],
@@ -118,6 +119,7 @@ fn a_vxlan_device_in_a_bridge_is_read_whole() {
                 ..PLAIN_PORT
             }),
             xdp: None,
+            hop_limit_v6: Some(64),
         }
     );
 }

@@ -4,6 +4,7 @@ use vtep_common::layout::{Location, Place};
 use vtep_common::{MacAddr, Vni};
 
 use super::*;
+use crate::model::HookChoice;
 use crate::model::RowPlace;
 
 #[test]
@@ -113,7 +114,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
             kernel,
         ),
         (
-            "IPv6 remote",
+            "remote of the other family",
             vec![
                 at_vxlan.clone(),
                 FdbEntry {
@@ -134,7 +135,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
                 },
             ],
             mac(1),
-            kernel,
+            Some(Place::Remote(0)),
         ),
         (
             "two remotes in a dump",
@@ -144,7 +145,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
         ),
         (
             "to this host",
-            vec![at_vxlan, tunnelled(VX0, mac(1), LOCAL)],
+            vec![at_vxlan, tunnelled(VX0, mac(1), LOCAL.into())],
             mac(1),
             kernel,
         ),
@@ -304,35 +305,42 @@ fn entries_of_an_unaccelerated_port_are_left_to_the_kernel() {
     let mut host = small_host();
     host.links
         .push(member(link(40, "veth0", LinkKind::Veth), BR0));
-    let mut sim = Sim::started(host);
+    let settings = Settings {
+        hooks: [("veth0".to_owned(), HookChoice::Kernel)].into(),
+        ..Settings::default()
+    };
+    let mut sim = Sim::with(settings, host);
     sim.apply([Event::Fdb(bridged(BR0, 40, mac(1)))]);
     assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
     assert!(
         sim.reason(100, mac(1))
-            .starts_with("port: veth: the owner may use")
+            .starts_with("port: left to the kernel")
     );
     // One store is enough when it becomes one.
-    sim.model.set_hook("veth0", crate::model::HookChoice::Xdp);
+    sim.model.set_hook("veth0", HookChoice::Auto);
     let updates = sim.run();
     assert!(!updates.iter().any(|u| matches!(u, TableUpdate::Fdb { .. })));
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Stack)));
 }
 
 /// The bridge has sent to the new port already: not back to the old one.
 #[test]
 fn entry_that_leaves_a_port_as_it_is_accelerated_never_speeds_to_it() {
-    let with_offloads = |vnet_hdr| {
+    let carries_ethernet = |on| {
         let mut link = tap(TAP0, "tap0", BR0);
         link.kind = LinkKind::Tun(Tun {
-            tap: true,
-            vnet_hdr,
+            tap: on,
+            vnet_hdr: false,
         });
         Event::Link(link)
     };
     let mut sim = Sim::started(small_host());
     sim.apply([1, 2].map(|n| Event::Fdb(bridged(BR0, TAP0, mac(n)))));
-    sim.apply([with_offloads(true)]);
-    let updates = sim.apply([with_offloads(false), Event::Fdb(bridged(BR0, TAP1, mac(1)))]);
+    sim.apply([carries_ethernet(false)]);
+    let updates = sim.apply([
+        carries_ethernet(true),
+        Event::Fdb(bridged(BR0, TAP1, mac(1))),
+    ]);
     let at = |wanted: fn(&TableUpdate) -> bool| updates.iter().position(wanted).unwrap();
     let speaks = at(
         |u| matches!(u, TableUpdate::Location { value, .. } if value.kind() == Location::KIND_PORT && value.index() == TAP0),
@@ -367,8 +375,8 @@ fn rows_tell_owner_place_and_reason() {
         [
             (mac(1), &RowPlace::Port("tap0".into()), Static, true),
             (mac(2), &RowPlace::Port("tap1".into()), Kernel, true),
-            (mac(3), &RowPlace::Remote(REMOTE1.into()), Kernel, false),
-            (mac(4), &RowPlace::Remote(REMOTE2.into()), Api, true),
+            (mac(3), &RowPlace::Remote(REMOTE1), Kernel, false),
+            (mac(4), &RowPlace::Remote(REMOTE2), Api, true),
         ]
     );
     assert!(

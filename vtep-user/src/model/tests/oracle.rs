@@ -1,9 +1,10 @@
 //! The rules alone: what has to be in the maps, from the kernel's state and
 //! without any history. Slow and plain, and no code of the model.
 
-use super::random::Kernel;
+use vtep_common::layout::{PortKey, REMOTE_V6, VniKey};
+
+use super::random::{Kernel, STRICT};
 use super::*;
-use vtep_common::layout::{PortKey, VniKey};
 
 /// What an FDB entry means to the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +16,7 @@ pub enum Meaning {
         source: MacAddr,
         next_hop: MacAddr,
         ttl: u8,
-        remote: Ipv4Addr,
+        remote: IpAddr,
     },
 }
 
@@ -39,16 +40,10 @@ impl Kernel {
     pub fn port_works(&self, ifindex: IfIndex, n: usize) -> bool {
         let link = &self.links[&ifindex];
         let at = self.other_end(n);
-        let plain = matches!(
-            link.kind,
-            LinkKind::Tun(Tun {
-                vnet_hdr: false,
-                ..
-            })
-        );
+        let ethernet = matches!(link.kind, LinkKind::Tun(Tun { tap: true, .. }));
         let open = link.bridge_port.is_some_and(|port| !port.isolated);
         let member = link.master == Some(self.bridge(at)) && self.is_untagged(ifindex, at);
-        self.segment_works(n) && link.up && plain && open && member
+        self.segment_works(n) && link.up && ethernet && open && member
     }
 
     pub fn segment_of_port(&self, ifindex: IfIndex) -> Option<usize> {
@@ -56,8 +51,9 @@ impl Kernel {
     }
 
     /// (device, source MAC, next hop MAC, TTL, remote).
-    fn way(&self, n: usize, remote: Ipv4Addr) -> Option<Meaning> {
-        let device = self.routes[&remote]?;
+    fn way(&self, n: usize, remote: IpAddr) -> Option<Meaning> {
+        // A segment has one family.
+        let device = self.routes[&remote].filter(|_| remote.is_ipv6() == self.is_v6(n))?;
         let hop = *self.hops.get(&device)?;
         let link = &self.links[&device];
         let LinkKind::Vxlan(vxlan) = &self.links[&self.vxlan(n)].kind else {
@@ -67,7 +63,7 @@ impl Kernel {
         link.up.then(|| Meaning::Remote {
             device,
             source: link.mac.unwrap(),
-            next_hop: neighbour(device, GATEWAY, hop).mac.unwrap(),
+            next_hop: neighbour(device, self.gateway(n), hop).mac.unwrap(),
             ttl,
             remote,
         })
@@ -83,7 +79,7 @@ impl Kernel {
                 .then_some(Meaning::Port(entry.ifindex))
         } else {
             match self.tunnelled.get(&(n, mac)).and_then(|tunnel| tunnel.dst) {
-                Some(IpAddr::V4(remote)) => self.way(n, remote),
+                Some(remote) => self.way(n, remote),
                 _ => None,
             }
         };
@@ -98,6 +94,15 @@ impl Kernel {
             .collect()
     }
 
+    /// Addresses that the strict segment takes frames from; `None`: it cannot be
+    /// told, so it takes all.
+    pub fn peers(&self) -> Option<BTreeSet<IpAddr>> {
+        let entries = self.tunnelled.iter();
+        let entries = entries.filter(|((n, _), _)| *n == STRICT);
+        self.segment_works(STRICT)
+            .then(|| entries.map(|(_, entry)| entry.dst).collect())?
+    }
+
     pub fn uplinks(&self) -> BTreeSet<IfIndex> {
         if !(0..2).any(|n| self.segment_works(n)) {
             return BTreeSet::new();
@@ -109,7 +114,8 @@ impl Kernel {
                 let tunnel = self.tunnelled.get(&(n, entry.mac));
                 let fixed = entry.state & bits::NUD_PERMANENT != 0;
                 if let (true, false, Some(tunnel)) = (here, fixed, tunnel)
-                    && let Some(IpAddr::V4(remote)) = tunnel.dst
+                    && let Some(remote) = tunnel.dst
+                    && remote.is_ipv6() == self.is_v6(n)
                 {
                     uplinks.extend(self.routes[&remote]);
                 }
@@ -133,8 +139,12 @@ pub fn meanings(tables: &Tables) -> BTreeMap<FdbKey, Meaning> {
                     device: remote.ifindex,
                     source: mac(6),
                     next_hop: mac(0),
-                    ttl: remote.header[22],
-                    remote: remote.destination_v4().into(),
+                    ttl: remote.header[if remote.flags & REMOTE_V6 == 0 {
+                        22
+                    } else {
+                        21
+                    }],
+                    remote: destination(remote),
                 }
             }
         }

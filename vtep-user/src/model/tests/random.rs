@@ -2,13 +2,24 @@
 //! in whatever batches, the maps say what a fresh look at the kernel says.
 
 use proptest::prelude::*;
+use vtep_common::layout::{SEGMENT_LEARNING, SEGMENT_STRICT};
 
 use super::oracle::{Meaning, meanings_by_vni};
 use super::*;
 use crate::kernel::Filters;
+use crate::model::Strict;
 use crate::tables::{Capacity, Program};
 
 pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
+/// The first segment's underlay is IPv4, the second's IPv6, unless both have one
+/// VXLAN device.
+const V6: usize = 1;
+pub const STRICT: usize = 1;
+const GATEWAYS: [IpAddr; 2] = [GATEWAY, GATEWAY_V6];
+const REMOTES: [[IpAddr; 3]; 2] = [
+    [REMOTE1, REMOTE2, REMOTE3],
+    [REMOTE1_V6, REMOTE2_V6, REMOTE3_V6],
+];
 const VNIS: [u32; 2] = [100, 200];
 const VLANS: [u16; 2] = [10, 20];
 
@@ -23,7 +34,6 @@ pub enum Layout {
     /// VLANs of one bridge, mapped to VNIs of one VXLAN device.
     Single,
 }
-pub const REMOTES: [Ipv4Addr; 3] = [REMOTE1, REMOTE2, REMOTE3];
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -81,6 +91,7 @@ enum Op {
         n: Option<u8>,
     },
     Route {
+        family: usize,
         remote: usize,
         eth: Option<usize>,
     },
@@ -132,8 +143,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => three.clone().prop_map(|port| Op::Reborn { port }),
         2 => (two.clone(), prop::option::weighted(0.8, 1u8..4))
             .prop_map(|(eth, n)| Op::Hop { eth, n }),
-        2 => (three, prop::option::weighted(0.8, two))
-            .prop_map(|(remote, eth)| Op::Route { remote, eth }),
+        2 => (two.clone(), three, prop::option::weighted(0.8, two))
+            .prop_map(|(family, remote, eth)| Op::Route { family, remote, eth }),
         1 => prop::bool::weighted(0.2).prop_map(|on| Op::Filter { on }),
         1 => (0usize..3, 0usize..2, any::<bool>())
             .prop_map(|(port, vlan, on)| Op::Tagged { port, vlan, on }),
@@ -178,7 +189,7 @@ pub struct Kernel {
     blocked: BTreeSet<usize>,
     unfiltered_vnis: BTreeSet<usize>,
     pub hops: BTreeMap<IfIndex, u8>,
-    pub routes: BTreeMap<Ipv4Addr, Option<IfIndex>>,
+    pub routes: BTreeMap<IpAddr, Option<IfIndex>>,
     pub filtered: bool,
 }
 
@@ -189,6 +200,11 @@ fn eth(n: usize) -> IfIndex {
 impl Kernel {
     fn new(layout: Layout) -> Self {
         let mut host = two_segments();
+        for link in host.links.iter_mut().filter(|link| link.ifindex == VX1) {
+            if let LinkKind::Vxlan(device) = &mut link.kind {
+                device.local = Some(LOCAL_V6.into());
+            }
+        }
         host.links.push(link(ETH1, "eth1", LinkKind::Plain));
         let links = host.links.into_iter();
         let mut links: BTreeMap<_, _> = links.map(|link| (link.ifindex, link)).collect();
@@ -210,7 +226,11 @@ impl Kernel {
             bridged: BTreeMap::new(),
             tunnelled: BTreeMap::new(),
             hops: [(ETH0, 1), (ETH1, 2)].into(),
-            routes: REMOTES.map(|remote| (remote, Some(ETH0))).into(),
+            routes: REMOTES
+                .concat()
+                .iter()
+                .map(|to| (*to, Some(ETH0)))
+                .collect(),
             filtered: false,
         }
     }
@@ -219,7 +239,12 @@ impl Kernel {
         let hops = self
             .hops
             .iter()
-            .map(|(eth, n)| neighbour(*eth, GATEWAY, *n));
+            .flat_map(|(eth, n)| GATEWAYS.map(|hop| neighbour(*eth, hop, *n)));
+        let mut addresses = two_segments().addresses;
+        addresses.push(Address {
+            ifindex: ETH0,
+            address: LOCAL_V6.into(),
+        });
         Snapshot {
             links: self.links.values().cloned().collect(),
             vlans: self
@@ -228,7 +253,7 @@ impl Kernel {
                 .map(|ifindex| (*ifindex, self.vlans_of(*ifindex)))
                 .collect(),
             vnis: [(VX0, self.vnis())].into(),
-            addresses: two_segments().addresses,
+            addresses,
             fdb: self
                 .bridged
                 .values()
@@ -351,15 +376,25 @@ impl Kernel {
         }
     }
 
-    /// The entry an operation names: remote 3 is IPv6, 4 a nexthop group.
+    pub fn is_v6(&self, n: usize) -> bool {
+        self.layout != Layout::Single && n == V6
+    }
+
+    pub fn gateway(&self, n: usize) -> IpAddr {
+        GATEWAYS[usize::from(self.is_v6(n))]
+    }
+
+    /// The entry an operation names: remote 3 is of the other family, 4 a nexthop
+    /// group.
     fn tunnel(&self, n: usize, m: u8, remote: usize) -> FdbEntry {
+        let family = usize::from(self.is_v6(n));
         let entry = FdbEntry {
             source_vni: (self.layout == Layout::Single).then(|| vni(VNIS[n])),
-            ..tunnelled(self.vxlan(n), mac(m), REMOTES[remote % 3])
+            ..tunnelled(self.vxlan(n), mac(m), REMOTES[family][remote % 3])
         };
         match remote {
             3 => FdbEntry {
-                dst: Some("2001:db8::1".parse().unwrap()),
+                dst: Some(REMOTES[1 - family][0]),
                 ..entry
             },
             4 => FdbEntry {
@@ -489,8 +524,8 @@ impl Kernel {
             }),
             Op::Offloads { port, on } => self.change(PORTS[port], |link| {
                 link.kind = LinkKind::Tun(Tun {
-                    tap: true,
-                    vnet_hdr: on,
+                    tap: !on,
+                    vnet_hdr: false,
                 });
             }),
             Op::Learning { vxlan, on } => self.device(vxlan, |device| device.learning = on),
@@ -518,19 +553,28 @@ impl Kernel {
                 match hop {
                     Some(hop) => {
                         self.hops.insert(eth, hop);
-                        vec![Event::Neighbour(neighbour(eth, GATEWAY, hop))]
+                        GATEWAYS
+                            .map(|ip| Event::Neighbour(neighbour(eth, ip, hop)))
+                            .into()
                     }
                     None => {
                         self.hops.remove(&eth);
-                        vec![Event::NeighbourGone(neighbour(eth, GATEWAY, 0))]
+                        GATEWAYS
+                            .map(|ip| Event::NeighbourGone(neighbour(eth, ip, 0)))
+                            .into()
                     }
                 }
             }
-            Op::Route { remote, eth: n } => {
+            Op::Route {
+                family,
+                remote,
+                eth: n,
+            } => {
                 let device = n.map(eth);
-                self.routes.insert(REMOTES[remote], device);
-                let route = device.map(|device| via(device, GATEWAY));
-                sim.routes.insert(REMOTES[remote], route);
+                let remote = REMOTES[family][remote];
+                self.routes.insert(remote, device);
+                let route = device.map(|device| via(device, GATEWAYS[family]));
+                sim.routes.insert(remote, route);
                 vec![Event::RoutesChanged]
             }
             Op::Filter { on } => {
@@ -615,8 +659,20 @@ fn compare(kernel: &Kernel, sim: &Sim) {
         let LinkKind::Vxlan(device) = &kernel.links[&kernel.vxlan(n)].kind else {
             panic!()
         };
-        assert_eq!(segment.flags & 1 != 0, device.learning);
+        assert_eq!(segment.flags & SEGMENT_LEARNING != 0, device.learning);
+        let strict = n == STRICT && kernel.peers().is_some();
+        assert_eq!(segment.flags & SEGMENT_STRICT != 0, strict);
+        assert_eq!(key.is_v6(), kernel.is_v6(n));
     }
+    let peers = tables.peers.iter();
+    let peers: BTreeSet<IpAddr> = peers
+        .inspect(|key| assert_eq!(key.segment, sim.id(200)))
+        .map(|key| match key.address {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, v4 @ ..] => v4.into(),
+            v6 => v6.into(),
+        })
+        .collect();
+    assert_eq!(peers, kernel.peers().unwrap_or_default());
 }
 
 fn play(
@@ -654,22 +710,33 @@ fn play(
     }
 }
 
+fn strict() -> Settings {
+    let strict = Strict {
+        vnis: [(vni(VNIS[STRICT]), true)].into(),
+        ..Strict::default()
+    };
+    Settings {
+        strict,
+        ..Settings::default()
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn maps_say_what_the_kernel_says(history in history()) {
-        play(Settings::default(), Layout::Bridges, history, compare);
+        play(strict(), Layout::Bridges, history, compare);
     }
 
     #[test]
     fn maps_say_what_a_vlan_aware_bridge_says(history in history()) {
-        play(Settings::default(), Layout::Vlans, history, compare);
+        play(strict(), Layout::Vlans, history, compare);
     }
 
     #[test]
     fn maps_say_what_a_single_vxlan_device_says(history in history()) {
-        play(Settings::default(), Layout::Single, history, compare);
+        play(strict(), Layout::Single, history, compare);
     }
 
     /// With maps that are too small, less is fast, and nothing is wrong.
@@ -681,6 +748,7 @@ proptest! {
                 locations: size + 1,
                 remotes: size.div_ceil(2),
                 segments: 2 + size % 2,
+                peers: size,
                 ports: 16 + size,
             },
             ..Settings::default()

@@ -94,7 +94,7 @@ fn from_vni(n: u32, entry: FdbEntry) -> FdbEntry {
 /// A layout, and how it says that a MAC is behind a remote in VLAN 10 or 20.
 struct Layout {
     host: Snapshot,
-    behind: fn(u16, MacAddr, Ipv4Addr) -> [Event; 2],
+    behind: fn(u16, MacAddr, IpAddr) -> [Event; 2],
 }
 
 fn layouts() -> [Layout; 2] {
@@ -161,8 +161,8 @@ fn r2_vlans_of_one_bridge_are_segments_of_their_own() {
         assert_eq!(
             rows,
             [
-                (100, Some(10), &RowPlace::Remote(REMOTE1.into())),
-                (200, Some(20), &RowPlace::Remote(REMOTE2.into()))
+                (100, Some(10), &RowPlace::Remote(REMOTE1)),
+                (200, Some(20), &RowPlace::Remote(REMOTE2))
             ]
         );
     }
@@ -248,8 +248,8 @@ fn entries_of_another_vni_of_the_single_device_are_not_mixed_in() {
         Event::Fdb(from_vni(100, tunnelled(VX0, MacAddr::ZERO, REMOTE1))),
         Event::Fdb(from_vni(200, tunnelled(VX0, MacAddr::ZERO, REMOTE2))),
     ]);
-    assert_eq!(sim.model.flood_list(vni(100)), [IpAddr::from(REMOTE1)]);
-    assert_eq!(sim.model.flood_list(vni(200)), [IpAddr::from(REMOTE2)]);
+    assert_eq!(sim.model.flood_list(vni(100)), [REMOTE1]);
+    assert_eq!(sim.model.flood_list(vni(200)), [REMOTE2]);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_port_of_several_vlans_is_fast_in_that_of_its_untagged_frames() {
         assert_eq!(sim.reason(200, mac(2)), "port: tagged in VLAN 20");
         assert_eq!(sim.place(200, mac(3)), at(TAP2));
         let rows = sim.model.port("tap0");
-        let row = |row: &PortRow| (row.vni.get(), row.vlan, row.mode.is_some());
+        let row = |row: &PortRow| (row.vni.get(), row.vlan, row.hook.is_some());
         assert_eq!(
             rows.iter().map(row).collect::<Vec<_>>(),
             [(100, Some(10), true), (200, Some(20), false)]
