@@ -3,6 +3,7 @@
 
 mod control;
 mod guide;
+mod headers;
 mod kernel;
 mod late;
 mod life;

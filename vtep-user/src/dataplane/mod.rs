@@ -208,10 +208,10 @@ impl Dataplane {
                 Ok(())
             }
             TableUpdate::SegmentDel(key) => removed("VNIS", self.segments.remove(key)),
-            TableUpdate::Peer(key) => self
+            TableUpdate::PeerAdd(key) => self
                 .peers
                 .insert(key, 0, 0)
-                .map_err(|e| refusal("PEERS", capacity.remotes, &e)),
+                .map_err(|e| refusal("PEERS", capacity.peers, &e)),
             TableUpdate::PeerDel(key) => removed("PEERS", self.peers.remove(key)),
             TableUpdate::Port { key, value } => {
                 self.counters_exist(value.segment)?;
