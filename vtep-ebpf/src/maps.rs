@@ -25,7 +25,7 @@ static PORTS: HashMap<PortKey, Port> = HashMap::with_max_entries(64, 0);
 #[map]
 static VNIS: HashMap<VniKey, Segment> = HashMap::with_max_entries(16, 0);
 #[map]
-static PEERS: HashMap<PeerKey, u8> = HashMap::with_max_entries(16, 0);
+static PEERS: HashMap<PeerKey, u8> = HashMap::with_max_entries(64, 0);
 #[map]
 static TX_PORTS: DevMapHash = DevMapHash::with_max_entries(64, 0);
 #[map]

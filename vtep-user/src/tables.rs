@@ -60,8 +60,8 @@ pub enum TableUpdate {
         value: Segment,
     },
     SegmentDel(VniKey),
-    /// Addresses that a strict segment takes frames from.
-    PeerAdd(PeerKey),
+    /// An address that a strict segment takes frames from.
+    Peer(PeerKey),
     PeerDel(PeerKey),
     Port {
         key: PortKey,

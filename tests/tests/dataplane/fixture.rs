@@ -239,7 +239,7 @@ impl World {
             key,
             value: Value::new(1, Value::OWNER_API, 6),
         }));
-        updates.extend([peer(1), peer(2)].map(TableUpdate::PeerAdd));
+        updates.extend([peer(1), peer(2)].map(TableUpdate::Peer));
         updates.push(self.attach(0, Program::Ingress));
         updates.push(self.attach(1, Program::Egress));
         updates
@@ -301,7 +301,7 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
             TableUpdate::TargetDel(ifindex) => tables.targets.retain(|t| *t != ifindex),
             TableUpdate::Segment { key, value } => drop(tables.segments.insert(key, value)),
             TableUpdate::SegmentDel(key) => drop(tables.segments.remove(&key)),
-            TableUpdate::PeerAdd(key) => drop(tables.peers.insert(key)),
+            TableUpdate::Peer(key) => drop(tables.peers.insert(key)),
             TableUpdate::PeerDel(key) => drop(tables.peers.remove(&key)),
             TableUpdate::Port { key, value } => drop(tables.ports.insert(key, value)),
             TableUpdate::PortDel(key) => drop(tables.ports.remove(&key)),

@@ -208,7 +208,7 @@ impl Dataplane {
                 Ok(())
             }
             TableUpdate::SegmentDel(key) => removed("VNIS", self.segments.remove(key)),
-            TableUpdate::PeerAdd(key) => self
+            TableUpdate::Peer(key) => self
                 .peers
                 .insert(key, 0, 0)
                 .map_err(|e| refusal("PEERS", capacity.peers, &e)),

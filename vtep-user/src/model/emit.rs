@@ -11,7 +11,7 @@ use vtep_common::layout::{
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES, Member, ONE_BUFFER_MTU, PortPlan, overhead_bytes};
+use super::ports::{self, ETHERNET_BYTES, Member, ONE_BUFFER_MTU, PortPlan};
 use super::remotes::{self, RemoteKey, RouteQuery};
 use super::segments::Segment;
 use super::world::{Domain, Tunnel};
@@ -165,7 +165,11 @@ impl Model {
         // ones of the same flow overtake it.
         let jumbo = |mtu: u32| mtu > ONE_BUFFER_MTU;
         let mut uplinks = self.uplinks.values();
-        if jumbo(port.mtu + overhead_bytes(false))
+        let v6 = self
+            .segments
+            .get(&port.tunnel)
+            .is_some_and(|segment| segment.key.is_v6());
+        if jumbo(port.mtu + ports::overhead_bytes(v6))
             && uplinks.any(|uplink| uplink.accelerated.is_ok() && jumbo(uplink.mtu))
         {
             return Some(Via::Kernel);

@@ -123,7 +123,7 @@ impl Model {
         let new = wanted.difference(written).copied();
         let gone = written.difference(&wanted).copied();
         let changes = (
-            new.map(TableUpdate::PeerAdd).collect(),
+            new.map(TableUpdate::Peer).collect(),
             gone.map(TableUpdate::PeerDel).collect(),
         );
         self.written.peers = wanted;

@@ -1,8 +1,8 @@
 //! Which devices carry our programs and may be redirected to: bridge ports of
 //! segments, and uplinks. A port of a VLAN-aware bridge is a member of several
 //! segments; the fast path takes its untagged frames, tagged ones are the
-//! kernel's. XDP only on ports whose owner sends plain frames: on others it
-//! would corrupt checksums and break up GSO, so they get tcx.
+//! kernel's. XDP only on ports whose owner sends plain frames: on others it would
+//! corrupt checksums and break up GSO, so they get tcx.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -93,7 +93,7 @@ impl Model {
                         self.refusals.places.insert(index, reason.clone().into());
                     }
                 }
-                TableUpdate::PeerAdd(key) => {
+                TableUpdate::Peer(key) => {
                     self.written.peers.remove(&key);
                     self.refusals.peers = Some(reason.into());
                 }

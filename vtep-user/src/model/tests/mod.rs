@@ -406,7 +406,7 @@ impl Sim {
                 assert_ne!(tables.segments.insert(key, value), Some(value));
             }
             TableUpdate::SegmentDel(key) => assert!(tables.segments.remove(&key).is_some()),
-            TableUpdate::PeerAdd(key) => assert!(tables.peers.insert(key), "{key:?} is there"),
+            TableUpdate::Peer(key) => assert!(tables.peers.insert(key), "{key:?} is there"),
             TableUpdate::PeerDel(key) => assert!(tables.peers.remove(&key), "{key:?} is gone"),
             TableUpdate::Port { key, value } => {
                 assert_ne!(tables.ports.insert(key, value), Some(value));

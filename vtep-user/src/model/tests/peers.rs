@@ -79,7 +79,7 @@ fn r10_a_known_peer_is_never_a_stranger() {
     sim.model.replace(host);
     let updates = sim.run();
     let at = |wanted: fn(&TableUpdate) -> bool| updates.iter().position(wanted);
-    let peer = at(|update| matches!(update, TableUpdate::PeerAdd(_)));
+    let peer = at(|update| matches!(update, TableUpdate::Peer(_)));
     let segment = at(|update| matches!(update, TableUpdate::Segment { .. }));
     assert!(peer.is_some() && peer < segment, "{updates:?}");
     let updates = sim.apply([Event::LinkGone(VX0)]);
@@ -113,9 +113,7 @@ fn r10_r40_no_segment_is_strict_while_a_peer_finds_no_room() {
     let mut sim = Sim::with(strict(&[], true), small_host());
     sim.model.apply(Event::Fdb(tunnelled(VX0, mac(1), REMOTE1)));
     let updates = sim.model.updates(sim.now);
-    let refused = updates
-        .iter()
-        .filter(|u| matches!(u, TableUpdate::PeerAdd(_)));
+    let refused = updates.iter().filter(|u| matches!(u, TableUpdate::Peer(_)));
     let refused: Vec<Refused> = refused
         .map(|update| Refused {
             update: update.clone(),
