@@ -7,12 +7,15 @@ use anyhow::{Context as _, Result};
 use vtep_common::MacAddr;
 
 use crate::netns::Netns;
+use crate::tap::Machine;
 
 /// VNI of the segment that every host has.
 pub const VNI: u32 = 100;
-/// MTU of the underlay and inside the VMs.
+/// MTU of the underlay and inside the VMs, where nothing else is said.
 pub const UNDERLAY_MTU: u32 = 1500;
 pub const VM_MTU: u32 = 1450;
+/// What a tunnel over IPv4 takes from the MTU.
+const OVERHEAD: u32 = UNDERLAY_MTU - VM_MTU;
 
 /// How the hosts' VXLAN devices are made.
 #[derive(Debug, Clone)]
@@ -21,6 +24,7 @@ pub struct Options {
     /// Options of `ip link add .. type vxlan`, beside id, local address and port.
     pub vxlan: String,
     pub udp_port: u16,
+    pub underlay_mtu: u32,
     /// Whether hosts have bridge and VXLAN device, and VMs are plugged in;
     /// without, the test makes them.
     pub segment: bool,
@@ -32,6 +36,7 @@ impl Default for Options {
             hosts: 2,
             vxlan: String::new(),
             udp_port: 4789,
+            underlay_mtu: UNDERLAY_MTU,
             segment: true,
         }
     }
@@ -52,6 +57,20 @@ pub const UPLINK: &str = "uplink0";
 pub const BRIDGE: &str = "br100";
 pub const VXLAN: &str = "vxlan100";
 
+/// How a VM is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// A veth without offloads: frames as they look on a wire.
+    Plain,
+    /// A veth as it is made: unfinished checksums and superframes both ways. Its
+    /// end does not poll, so it loses redirected frames.
+    Veth,
+    /// The same, with GRO on in the guest: it polls.
+    PollingVeth,
+    /// A tap whose owner exchanges virtio-net headers.
+    Tap,
+}
+
 /// One VM: a namespace with `eth0`, whose other end is a port of a host's bridge.
 #[derive(Debug)]
 pub struct Vm {
@@ -60,6 +79,8 @@ pub struct Vm {
     pub address: Ipv4Addr,
     /// Name of the host's end.
     pub port: String,
+    /// Of a tap.
+    pub machine: Option<Machine>,
 }
 
 #[derive(Debug)]
@@ -67,6 +88,9 @@ pub struct Lab {
     pub router: Netns,
     pub hosts: Vec<Host>,
     pub vms: Vec<Vm>,
+    /// Inside the VMs.
+    pub vm_mtu: u32,
+    underlay_mtu: u32,
     segment: bool,
 }
 
@@ -83,6 +107,8 @@ impl Lab {
             router,
             hosts: Vec::new(),
             vms: Vec::new(),
+            vm_mtu: options.underlay_mtu - OVERHEAD,
+            underlay_mtu: options.underlay_mtu,
             segment: options.segment,
         };
         for number in 0..options.hosts {
@@ -109,8 +135,8 @@ impl Lab {
             "ip link add {far} address {gateway_mac} type veth peer name {UPLINK} address {uplink_mac} netns {}",
             netns.name()
         ))?;
-        wire(&self.router, &far)?;
-        wire(&netns, UPLINK)?;
+        wire(&self.router, &far, self.underlay_mtu)?;
+        wire(&netns, UPLINK, self.underlay_mtu)?;
         self.router.run_all(&format!(
             "ip addr add {gateway}/24 dev {far}
              ip link set {far} up"
@@ -142,9 +168,10 @@ impl Lab {
         netns.run_all(&format!(
             "ip link add {BRIDGE} type bridge
              ip link add {VXLAN} type vxlan id {VNI} local {address} dstport {udp_port} {vxlan}
-             ip link set {VXLAN} mtu {VM_MTU} master {BRIDGE}
+             ip link set {VXLAN} mtu {} master {BRIDGE}
              ip link set {VXLAN} up
-             ip link set {BRIDGE} up"
+             ip link set {BRIDGE} up",
+            self.vm_mtu
         ))?;
         // Everybody floods to everybody else.
         for other in &self.hosts {
@@ -161,24 +188,44 @@ impl Lab {
 
     /// A VM that sends plain frames (no offloads) behind a port of `host`.
     pub fn add_vm(&mut self, host: usize) -> Result<usize> {
+        self.add_guest(host, Guest::Plain)
+    }
+
+    /// A VM behind a port of `host`.
+    pub fn add_guest(&mut self, host: usize, guest: Guest) -> Result<usize> {
         let number = self.vms.len() as u8 + 1;
         let mac = MacAddr([2, 0, 0, 0, 0, number]);
         let address = Ipv4Addr::new(10, 0, 0, number);
         let netns = Netns::new(&format!("vm{number}"))?;
         let port = format!("port{number}");
         let host = &self.hosts[host].netns;
-        host.run(&format!(
-            "ip link add {port} type veth peer name eth0 address {mac} netns {}",
-            netns.name()
-        ))?;
-        wire(&netns, "eth0")?;
+        let mut machine = None;
+        if guest == Guest::Tap {
+            machine = Some(Machine::start(&netns, host, &port)?);
+            netns.run(&format!("ip link set eth0 address {mac}"))?;
+        } else {
+            host.run(&format!(
+                "ip link add {port} type veth peer name eth0 address {mac} netns {}",
+                netns.name()
+            ))?;
+        }
+        if guest == Guest::Plain {
+            wire(&netns, "eth0", self.vm_mtu)?;
+        }
         netns.run_all(&format!(
-            "ip link set eth0 mtu {VM_MTU}
+            "ip link set eth0 mtu {}
              ip addr add {address}/24 dev eth0
-             ip link set eth0 up"
+             ip link set eth0 up",
+            self.vm_mtu
         ))?;
+        if guest == Guest::PollingVeth {
+            netns.run("ethtool -K eth0 gro on")?;
+        }
+        if self.vm_mtu > UNDERLAY_MTU {
+            host.run(&format!("ip link set {port} mtu {}", self.vm_mtu))?;
+        }
         if self.segment {
-            plug(host, &port)?;
+            plug(host, &port, guest)?;
         } else {
             host.run(&format!("ethtool -K {port} gro on"))?;
         }
@@ -187,6 +234,7 @@ impl Lab {
             mac,
             address,
             port,
+            machine,
         });
         Ok(self.vms.len() - 1)
     }
@@ -199,7 +247,7 @@ impl Lab {
         self.hosts[from]
             .netns
             .run(&format!("ip link set {port} netns {}", to.name()))?;
-        plug(to, port)
+        plug(to, port, Guest::Plain)
     }
 
     /// The host's static entry for a MAC behind another host, in both tables.
@@ -227,22 +275,27 @@ impl Lab {
 
 /// Frames as a NIC would see them: no superframes, no unfinished checksums; and
 /// GRO, because a veth only receives redirected frames where it polls.
-fn wire(netns: &Netns, device: &str) -> Result<()> {
+fn wire(netns: &Netns, device: &str, mtu: u32) -> Result<()> {
     netns.run(&format!(
         "ethtool -K {device} tso off gso off tx off txvlan off gro on"
     ))?;
-    netns.run(&format!("ip link set {device} mtu {UNDERLAY_MTU}"))?;
+    netns.run(&format!("ip link set {device} mtu {mtu}"))?;
     Ok(())
 }
 
 /// GRO is turned on after "up", and off before, because only a change while the
 /// device is up tells the peer that redirected frames are taken
 /// (drivers/net/veth.c, veth_set_features).
-fn plug(host: &Netns, port: &str) -> Result<()> {
+fn plug(host: &Netns, port: &str, guest: Guest) -> Result<()> {
     host.run_all(&format!(
         "ip link set {port} master {BRIDGE}
-         ip link set {port} up
-         ethtool -K {port} gro off
-         ethtool -K {port} gro on"
-    ))
+         ip link set {port} up"
+    ))?;
+    if matches!(guest, Guest::Plain | Guest::PollingVeth) {
+        host.run_all(&format!(
+            "ethtool -K {port} gro off
+             ethtool -K {port} gro on"
+        ))?;
+    }
+    Ok(())
 }

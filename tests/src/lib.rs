@@ -14,6 +14,7 @@ pub mod streams;
 pub mod tap;
 pub mod twins;
 pub mod vnet;
+pub mod wiretap;
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,6 @@
-//! Owners of taps. [`Tap`] is the device as a hypervisor opens it; [`Machine`]
-//! is the hypervisor around a guest: a namespace whose `eth0` is the other tap,
-//! so that a real TCP stack exchanges unfinished checksums and superframes with
-//! the host as a virtual machine does.
+//! An owner of a tap, as a hypervisor is one. Its guest is a namespace whose
+//! `eth0` is a second tap, so that a real TCP stack exchanges unfinished
+//! checksums and superframes with the host.
 
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
@@ -25,14 +24,14 @@ const BUFFER_BYTES: usize = HEADER_BYTES + 14 + 65536;
 
 /// A tap whose frames carry virtio-net headers; it is gone when dropped.
 #[derive(Debug)]
-pub struct Tap {
+struct Tap {
     file: File,
 }
 
 impl Tap {
     /// Make the device in the caller's namespace. The owner takes frames with
     /// unfinished checksums and superframes.
-    pub fn open(name: &str) -> Result<Self> {
+    fn open(name: &str) -> Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -75,28 +74,6 @@ impl Tap {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
-    }
-
-    /// A frame from the guest.
-    pub fn send(&self, header: Header, frame: &[u8]) -> Result<()> {
-        let bytes = [&header.encode()[..], frame].concat();
-        let sent = (&self.file).write(&bytes).context("write to the tap")?;
-        ensure!(sent == bytes.len(), "{sent} of {} bytes", bytes.len());
-        Ok(())
-    }
-
-    /// The next frame for the guest, or `None` after `time`.
-    pub fn receive(&self, time: Duration) -> Result<Option<(Header, Vec<u8>)>> {
-        let mut buffer = vec![0; BUFFER_BYTES];
-        if poll(&mut [readable(&self.file)], time)? == 0 {
-            return Ok(None);
-        }
-        let n = (&self.file)
-            .read(&mut buffer)
-            .context("read from the tap")?;
-        buffer.truncate(n);
-        let frame = buffer.split_off(HEADER_BYTES.min(n));
-        Ok(Some((decode(&buffer)?, frame)))
     }
 }
 
