@@ -62,6 +62,7 @@ pub fn v6(vm: &Vm) -> IpAddr {
 
 /// Two hosts with a VM each; the daemon on both.
 pub struct World {
+    guest: Guest,
     pub lab: Lab,
     pub daemons: Vec<Daemon>,
     /// Fast frames from ports and from the wire at the last look.
@@ -71,13 +72,18 @@ pub struct World {
 impl World {
     /// Everything resolved and learned.
     pub fn new(case: &Case) -> Self {
-        let mut world = Self {
+        let mut world = Self::without_daemons(case);
+        world.start();
+        world
+    }
+
+    fn without_daemons(case: &Case) -> Self {
+        Self {
+            guest: case.guest,
             lab: case.lab(),
             daemons: Vec::new(),
             seen: Vec::new(),
-        };
-        world.start();
-        world
+        }
     }
 
     fn start(&mut self) {
@@ -88,8 +94,11 @@ impl World {
 
     /// Without a frame.
     fn start_cold(&mut self) {
-        for host in &self.lab.hosts {
-            self.daemons.push(Daemon::with_config(host, "").unwrap());
+        for (host, vm) in self.lab.hosts.iter().zip(&self.lab.vms) {
+            self.daemons.push(match self.guest {
+                Guest::Plain => Daemon::start(host, &[&vm.port]).unwrap(),
+                _ => Daemon::with_config(host, "").unwrap(),
+            });
         }
     }
 
@@ -140,7 +149,7 @@ impl World {
     }
 
     /// Since the last time, both hosts carried at least so many frames in both
-    /// directions on the fast path, by the hook for ports with offloads.
+    /// directions on the fast path, by the hook for this kind of port.
     pub fn assert_fast(&mut self, frames: u64) {
         let before = std::mem::take(&mut self.seen);
         self.look();
@@ -150,7 +159,12 @@ impl World {
                 assert!(port["reason"].is_string(), "{port}");
                 continue;
             }
-            assert_eq!(port["hook"], "tcx", "{port}");
+            let hook = if self.guest == Guest::Plain {
+                "xdp"
+            } else {
+                "tcx"
+            };
+            assert_eq!(port["hook"], hook, "{port}");
             for (direction, (now, before)) in
                 ["egress", "ingress"].iter().zip(now.iter().zip(before))
             {
@@ -178,6 +192,8 @@ macro_rules! for_all_ports {
             use vtep_tests::{is_root, lab::{Guest, UNDERLAY_MTU}};
 
             $crate::offload::for_all_ports!(@ports $name, $test,
+                plain_udpcsum: Plain, true;
+                plain_noudpcsum: Plain, false;
                 veth_udpcsum: Veth, true;
                 veth_noudpcsum: Veth, false;
                 polling_veth_udpcsum: PollingVeth, true;

@@ -27,11 +27,7 @@ fn every_mtu(case: &Case) {
             underlay_mtu,
             ..*case
         };
-        let mut world = World {
-            lab: case.lab(),
-            daemons: Vec::new(),
-            seen: Vec::new(),
-        };
+        let mut world = World::without_daemons(&case);
         let fit = world.lab.vm_mtu - HEADERS;
         // The VMs believe in more than the tunnel takes.
         for (vm, host) in world.lab.vms.iter().zip(&world.lab.hosts) {

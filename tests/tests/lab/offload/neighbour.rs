@@ -17,11 +17,7 @@ const ROUNDS: u32 = 20;
 const FRAMES: u32 = 20;
 
 fn cold(case: &Case) {
-    let mut world = World {
-        lab: case.lab(),
-        daemons: Vec::new(),
-        seen: Vec::new(),
-    };
+    let mut world = World::without_daemons(case);
     // Everything is known but the way: nothing else is asked before the first frame.
     for (here, there) in [(0, 1), (1, 0)] {
         let (vm, peer) = (&world.lab.vms[here], &world.lab.vms[there]);
