@@ -115,7 +115,7 @@ impl Maps {
 
     fn way(&self, value: Value) -> Way {
         match Location(self.locations.word(value.location() as usize)).place() {
-            Place::Port(ifindex) => Way::Port(ifindex),
+            Place::Port(ifindex, _) => Way::Port(ifindex),
             Place::Remote(slot) => {
                 let bytes: [u8; size_of::<Remote>()] =
                     self.remotes.bytes(slot as usize * REMOTE_WORDS);

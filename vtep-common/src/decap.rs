@@ -55,7 +55,7 @@ pub fn addressed_to_vtep(outer: &OuterV4, config: &Config) -> Result<(), Outcome
 /// `frame_bytes`: length of the whole frame. The UDP checksum is not looked at.
 #[inline(always)]
 pub fn well_formed(outer: &OuterV4, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome> {
-    if outer.ip.destination != segment.local {
+    if outer.ip.destination != segment.local_v4() {
         return Err(Outcome::IngressPassOtherAddress);
     }
     let total = outer.ip.total_length() as u32;
@@ -71,7 +71,7 @@ pub fn well_formed(outer: &OuterV4, segment: &Segment, frame_bytes: u32) -> Resu
     {
         return Err(Outcome::IngressPassMalformed);
     }
-    if outer.ip.source == segment.local {
+    if outer.ip.source == segment.local_v4() {
         return Err(Outcome::IngressDropOwnSource);
     }
     if outer.vxlan.flags != VXLAN_FLAGS_I || outer.vxlan.vni[3] != 0 {
@@ -121,7 +121,7 @@ pub fn classify(head: &InnerHead, ipv4: Option<&Ipv4>, ipv6: Option<&Ipv6Flow>) 
         ETH_P_IP if ipv4.is_none() => Inner::Truncated,
         ETH_P_IPV6 => match ipv6 {
             None => Inner::Truncated,
-            Some(ip) if ip.next_header == IPPROTO_ICMPV6 && ND.contains(&ip.ports[0]) => {
+            Some(flow) if flow.ip.next_header == IPPROTO_ICMPV6 && ND.contains(&flow.ports[0]) => {
                 Inner::Control
             }
             Some(_) => Inner::Plain,

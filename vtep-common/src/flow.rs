@@ -48,6 +48,7 @@ pub fn hash_ipv4(flow: &Ipv4Flow) -> u32 {
 /// Addresses, next header and ports; extension headers count without ports.
 #[inline(always)]
 pub fn hash_ipv6(flow: &Ipv6Flow) -> u32 {
+    let ip = &flow.ip;
     let half = |a: &[u8; 16], i: usize| {
         u64::from_ne_bytes([
             a[i],
@@ -60,16 +61,16 @@ pub fn hash_ipv6(flow: &Ipv6Flow) -> u32 {
             a[i + 7],
         ])
     };
-    let ports = if has_ports(flow.next_header) {
+    let ports = if has_ports(ip.next_header) {
         u32::from_ne_bytes(flow.ports)
     } else {
         0
     };
-    let source = mix(half(&flow.source, 0), half(&flow.source, 8));
-    let destination = mix(source, half(&flow.destination, 0));
+    let source = mix(half(&ip.source, 0), half(&ip.source, 8));
+    let destination = mix(source, half(&ip.destination, 0));
     let h = mix(
-        destination ^ half(&flow.destination, 8),
-        ports as u64 | ((flow.next_header as u64) << 32),
+        destination ^ half(&ip.destination, 8),
+        ports as u64 | ((ip.next_header as u64) << 32),
     );
     (h >> 32) as u32
 }

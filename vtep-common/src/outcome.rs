@@ -68,6 +68,12 @@ outcomes! {
     IngressPassNoTarget = 20, "ingress-pass-no-target";
     /// The driver did not let the header be moved.
     IngressPassNoHeadroom = 21, "ingress-pass-no-headroom";
+    /// Decapsulated and handed to the stack, which merges (GRO) and redirects it to a local port.
+    IngressLocalStack = 22, "ingress-local-stack";
+    /// From an address that is no remote of the segment, in strict mode (R10).
+    IngressDropUnknownPeer = 23, "ingress-drop-unknown-peer";
+    /// Larger than the driver's first buffer (MTU 9000): what the program would have to read lies elsewhere.
+    IngressPassFrags = 24, "ingress-pass-frags";
 
     /// Encapsulated and redirected to an uplink.
     EgressRemote = 32, "egress-remote";
@@ -95,6 +101,12 @@ outcomes! {
     EgressPassNoTarget = 43, "egress-pass-no-target";
     /// The driver did not give room for the outer header.
     EgressPassNoHeadroom = 44, "egress-pass-no-headroom";
+    /// GSO superframe to a device that sends UDP checksums: only the kernel can have them made at segmentation.
+    EgressPassGso = 45, "egress-pass-gso";
+    /// The outer UDP checksum cannot be derived: inner checksum absent, wrong, or still to be made by somebody below.
+    EgressPassChecksum = 46, "egress-pass-checksum";
+    /// Lost half way: no memory to write the outer header.
+    EgressDropNoMemory = 47, "egress-drop-no-memory";
 }
 
 impl Outcome {
@@ -110,7 +122,7 @@ impl Outcome {
     pub const fn is_fast(self) -> bool {
         matches!(
             self,
-            Self::IngressLocal | Self::EgressRemote | Self::EgressLocal
+            Self::IngressLocal | Self::IngressLocalStack | Self::EgressRemote | Self::EgressLocal
         )
     }
 }

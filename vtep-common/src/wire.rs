@@ -74,6 +74,31 @@ impl Ipv4 {
     }
 }
 
+/// IPv6 fixed header (RFC 8200).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Ipv6 {
+    /// Version, traffic class, flow label.
+    pub version_class_label: [u8; 4],
+    pub payload_length: [u8; 2],
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
+}
+
+impl Ipv6 {
+    #[inline(always)]
+    pub fn traffic_class(&self) -> u8 {
+        (self.version_class_label[0] << 4) | (self.version_class_label[1] >> 4)
+    }
+
+    #[inline(always)]
+    pub fn payload_length(&self) -> u16 {
+        u16::from_be_bytes(self.payload_length)
+    }
+}
+
 /// UDP header (RFC 768).
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -107,6 +132,16 @@ pub struct OuterV4 {
     pub vxlan: Vxlan,
 }
 
+/// Same on an IPv6 underlay.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct OuterV6 {
+    pub eth: Ethernet,
+    pub ip: Ipv6,
+    pub udp: Udp,
+    pub vxlan: Vxlan,
+}
+
 /// The two addresses and the type of an inner frame plus the first two bytes
 /// of its payload, where IPv4 and IPv6 keep version and traffic class.
 #[derive(Clone, Copy)]
@@ -124,23 +159,18 @@ pub struct Ipv4Flow {
     pub ports: [u8; 4],
 }
 
-/// IPv6 fixed header and the first four bytes of what follows (RFC 8200).
+/// IPv6 fixed header and the first four bytes of what follows.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Ipv6Flow {
-    pub version_class_label: [u8; 4],
-    pub payload_length: [u8; 2],
-    pub next_header: u8,
-    pub hop_limit: u8,
-    pub source: [u8; 16],
-    pub destination: [u8; 16],
+    pub ip: Ipv6,
     pub ports: [u8; 4],
 }
 
 wire!(
-    Ethernet, Ipv4, Udp, Vxlan, OuterV4, InnerHead, Ipv4Flow, Ipv6Flow
+    Ethernet, Ipv4, Ipv6, Udp, Vxlan, OuterV4, OuterV6, InnerHead, Ipv4Flow, Ipv6Flow
 );
-const _: () = assert!(OuterV4::LEN == 50 && InnerHead::LEN == 16);
+const _: () = assert!(OuterV4::LEN == 50 && OuterV6::LEN == 70 && InnerHead::LEN == 16);
 const _: () = assert!(Ipv4Flow::LEN == 24 && Ipv6Flow::LEN == 44);
 
 impl InnerHead {

@@ -4,7 +4,7 @@
 use vtep_common::Outcome::{self, *};
 use vtep_common::decap::{self, Inner};
 use vtep_common::encap::{self, Frame};
-use vtep_common::layout::{Config, FdbKey, Location, Port, Remote, SegmentId};
+use vtep_common::layout::{Config, FdbKey, Location, Port, PortKey, Remote, SegmentId};
 use vtep_common::wire::{Ethernet, InnerHead, OuterV4, Wire};
 use vtep_common::{ecn, flow};
 
@@ -53,7 +53,7 @@ fn encapsulate(packet: &mut Packet<'_>, remote: &Remote, frame: &Frame) -> Outco
 #[inline(always)]
 fn lookup(packet: &Packet<'_>, bytes: u32, segment: &mut SegmentId) -> Result<Way, Outcome> {
     let ifindex = packet.ifindex();
-    let port = maps::port(ifindex).ok_or(EgressPassUnconfigured)?;
+    let port = maps::port(PortKey::new(ifindex, 0)).ok_or(EgressPassUnconfigured)?;
     *segment = port.segment;
     let head = packet.get::<InnerHead>(0).ok_or(EgressPassMalformed)?;
     match decap::classify(head, packet.get(Ethernet::LEN), packet.get(Ethernet::LEN)) {
@@ -93,7 +93,7 @@ fn know_sender(
     }
     let entry = maps::fdb(key, config).ok_or(EgressPassUnknownSource)?;
     match entry.location() {
-        Some(l) if l.kind() == Location::KIND_PORT && l.index() == ifindex => {
+        Some(location) if location.is_at_port(ifindex) => {
             entry.mark(epoch);
             Ok(())
         }

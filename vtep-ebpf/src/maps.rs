@@ -7,7 +7,8 @@ use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
 use vtep_common::Outcome;
 use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, Location, Port, Remote, Segment, SegmentId, VniKey, stats_index,
+    Config, Counter, FdbKey, Location, Port, PortKey, Remote, Segment, SegmentId, VniKey,
+    stats_index,
 };
 
 use crate::Verdict;
@@ -20,7 +21,7 @@ static LOCATIONS: Array<Location> = Array::with_max_entries(1024, BPF_F_MMAPABLE
 #[map]
 static REMOTES: Array<Remote> = Array::with_max_entries(64, BPF_F_MMAPABLE);
 #[map]
-static PORTS: HashMap<u32, Port> = HashMap::with_max_entries(64, 0);
+static PORTS: HashMap<PortKey, Port> = HashMap::with_max_entries(64, 0);
 #[map]
 static VNIS: HashMap<VniKey, Segment> = HashMap::with_max_entries(16, 0);
 #[map]
@@ -44,9 +45,9 @@ pub fn segment(key: VniKey) -> Option<&'static Segment> {
 
 /// Segment, VNI and limits of the port a frame came from.
 #[inline(always)]
-pub fn port(ifindex: u32) -> Option<&'static mut Port> {
+pub fn port(key: PortKey) -> Option<&'static mut Port> {
     // SAFETY: as in `segment`; the program writes the epoch byte only.
-    PORTS.get_ptr_mut(ifindex).map(|port| unsafe { &mut *port })
+    PORTS.get_ptr_mut(key).map(|port| unsafe { &mut *port })
 }
 
 #[inline(always)]

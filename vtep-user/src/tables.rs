@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Location, Port, Remote, Segment, VniKey};
+use vtep_common::layout::{Config, FdbKey, Location, Port, PortKey, Remote, Segment, VniKey};
 
 use crate::kernel::IfIndex;
 
@@ -50,10 +50,10 @@ pub enum TableUpdate {
     },
     SegmentDel(VniKey),
     Port {
-        ifindex: IfIndex,
+        key: PortKey,
         value: Port,
     },
-    PortDel(IfIndex),
+    PortDel(PortKey),
     Fdb {
         key: FdbKey,
         value: Value,
@@ -86,7 +86,7 @@ pub struct Tables {
     pub locations: BTreeMap<u32, Location>,
     pub targets: Vec<IfIndex>,
     pub segments: BTreeMap<VniKey, Segment>,
-    pub ports: BTreeMap<IfIndex, Port>,
+    pub ports: BTreeMap<PortKey, Port>,
     pub fdb: HashMap<FdbKey, Value>,
     pub hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
 }

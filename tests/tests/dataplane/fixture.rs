@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, LAYOUT_VERSION, Location, Place, Port, Remote, Segment, VniKey, vni_word,
+    Config, FdbKey, LAYOUT_VERSION, Location, Place, Port, PortKey, Remote, Segment, Via, VniKey,
+    address_v4, vni_word,
 };
 use vtep_common::{MacAddr, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
@@ -206,14 +207,14 @@ impl World {
             },
             TableUpdate::Location {
                 index: 99,
-                value: Location::new(Place::Port(port1), 4),
+                value: Location::new(Place::Port(port1, Via::Xdp), 4),
             },
             TableUpdate::TargetAdd(port0),
             TableUpdate::TargetAdd(port1),
             TableUpdate::Segment {
                 key: VniKey::v4(vni, 4789),
                 value: Segment {
-                    local: [192, 0, 2, 1],
+                    local: address_v4([192, 0, 2, 1]),
                     id: 5,
                     flags: 0,
                     local_max_bytes: 1514,
@@ -221,7 +222,7 @@ impl World {
                 },
             },
             TableUpdate::Port {
-                ifindex: port1,
+                key: PortKey::new(port1, 0),
                 value: Port {
                     first_key: keys[0].word(),
                     vni_word: vni_word(vni),
@@ -290,8 +291,8 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
             TableUpdate::TargetDel(ifindex) => tables.targets.retain(|t| *t != ifindex),
             TableUpdate::Segment { key, value } => drop(tables.segments.insert(key, value)),
             TableUpdate::SegmentDel(key) => drop(tables.segments.remove(&key)),
-            TableUpdate::Port { ifindex, value } => drop(tables.ports.insert(ifindex, value)),
-            TableUpdate::PortDel(ifindex) => drop(tables.ports.remove(&ifindex)),
+            TableUpdate::Port { key, value } => drop(tables.ports.insert(key, value)),
+            TableUpdate::PortDel(key) => drop(tables.ports.remove(&key)),
             TableUpdate::Fdb { key, value } => drop(tables.fdb.insert(key, value)),
             TableUpdate::FdbDel(key) => drop(tables.fdb.remove(&key)),
             TableUpdate::Attach {

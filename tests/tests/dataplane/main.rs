@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use fixture::*;
-use vtep_common::layout::{Counter, Location, Place, REMOTE_UDP_CHECKSUM, VniKey};
+use vtep_common::layout::{Counter, Location, Place, PortKey, REMOTE_UDP_CHECKSUM, Via, VniKey};
 use vtep_common::{Outcome, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
 use vtep_user::tables::{Capacity, Program, TableUpdate, Tables, XdpMode};
@@ -25,11 +25,11 @@ fn starts_empty_and_reads_back_every_kind_of_update() {
         let more = [
             TableUpdate::Location {
                 index: 1,
-                value: Location::new(Place::Port(world.ports[0]), 5),
+                value: Location::new(Place::Port(world.ports[0], Via::Xdp), 5),
             },
             TableUpdate::TargetDel(world.ports[0]),
             TableUpdate::SegmentDel(VniKey::v4(vni, 4789)),
-            TableUpdate::PortDel(world.ports[1]),
+            TableUpdate::PortDel(PortKey::new(world.ports[1], 0)),
             TableUpdate::FdbDel(key(2)),
             TableUpdate::Detach(world.ports[0]),
         ];
@@ -192,7 +192,7 @@ fn counters_are_summed_and_survive_a_start() {
         };
         let read = |dataplane: &Dataplane| dataplane.stats().unwrap()[5][multicast];
         wait_for("five frames", || read(&dataplane) == wanted);
-        dataplane.apply(&[TableUpdate::PortDel(world.ports[1])]);
+        dataplane.apply(&[TableUpdate::PortDel(PortKey::new(world.ports[1], 0))]);
         drop(dataplane);
         assert_eq!(read(&world.open().0), wanted);
     });

@@ -12,8 +12,8 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
 use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, Location, Place, Port, REMOTE_UDP_CHECKSUM, Remote, SEGMENT_LEARNING,
-    Segment, VniKey, stats_index, vni_word,
+    Config, Counter, FdbKey, Location, Place, Port, PortKey, REMOTE_UDP_CHECKSUM, Remote,
+    SEGMENT_LEARNING, Segment, Via, VniKey, address_v4, stats_index, vni_word,
 };
 use vtep_common::{MacAddr, Outcome, Vni, checksum};
 
@@ -229,7 +229,7 @@ impl World {
 
     pub fn set_segment(&mut self, flags: u16) {
         let segment = Segment {
-            local: LOCAL.octets(),
+            local: address_v4(LOCAL.octets()),
             id: SEGMENT,
             flags,
             local_max_bytes: MTU + 14,
@@ -250,14 +250,14 @@ impl World {
             pad: [0; 5],
             epoch: EPOCH - 1,
         };
-        self.map::<HashMap<MapData, u32, Port>>("PORTS")
-            .insert(ifindex, port, 0)
+        self.map::<HashMap<MapData, PortKey, Port>>("PORTS")
+            .insert(PortKey::new(ifindex, 0), port, 0)
             .unwrap();
     }
 
     pub fn port(&mut self, ifindex: u32) -> Port {
-        self.map::<HashMap<MapData, u32, Port>>("PORTS")
-            .get(&ifindex, 0)
+        self.map::<HashMap<MapData, PortKey, Port>>("PORTS")
+            .get(&PortKey::new(ifindex, 0), 0)
             .unwrap()
     }
 
@@ -279,8 +279,8 @@ impl World {
         self.set_port(ports[1], VM1);
         self.set_remote(3, remote(uplink, REMOTE, REMOTE_UDP_CHECKSUM));
         self.set_remote(4, remote(uplink, OTHER_REMOTE, 0));
-        self.set_location(10, Place::Port(ports[0]));
-        self.set_location(11, Place::Port(ports[1]));
+        self.set_location(10, Place::Port(ports[0], Via::Xdp));
+        self.set_location(11, Place::Port(ports[1], Via::Xdp));
         self.set_location(20, Place::Remote(3));
         self.set_location(21, Place::Remote(4));
         for (mac, location) in [

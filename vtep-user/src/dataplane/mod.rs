@@ -25,7 +25,7 @@ use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader, Pod};
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, Location, Place, Port, Remote, Segment, SegmentId, VniKey,
+    Config, FdbKey, Location, Place, Port, PortKey, Remote, Segment, SegmentId, VniKey,
 };
 
 pub use self::counters::SegmentCounters;
@@ -67,7 +67,7 @@ pub struct Dataplane {
     fdb: Fdb,
     locations: MmapArray<Location>,
     remotes: MmapArray<Remote>,
-    ports: HashMapOf<MapData, u32, Port>,
+    ports: HashMapOf<MapData, PortKey, Port>,
     segments: HashMapOf<MapData, VniKey, Segment>,
     targets: DevMapHash<MapData>,
     config: Array<MapData, Config>,
@@ -198,15 +198,15 @@ impl Dataplane {
                 Ok(())
             }
             TableUpdate::SegmentDel(key) => removed("VNIS", self.segments.remove(key)),
-            TableUpdate::Port { ifindex, value } => {
+            TableUpdate::Port { key, value } => {
                 self.counters_exist(value.segment)?;
                 self.ports
-                    .insert(ifindex, value, 0)
+                    .insert(key, value, 0)
                     .map_err(|e| refusal("PORTS", capacity.ports, &e))?;
                 self.counters.note(value.segment);
                 Ok(())
             }
-            TableUpdate::PortDel(ifindex) => removed("PORTS", self.ports.remove(ifindex)),
+            TableUpdate::PortDel(key) => removed("PORTS", self.ports.remove(key)),
             TableUpdate::Fdb { key, value } => self.fdb.set(*key, *value),
             TableUpdate::FdbDel(key) => {
                 self.fdb.remove(*key);
@@ -277,7 +277,7 @@ impl Dataplane {
     }
 
     /// All ports, with the epochs in which their first MAC last sent.
-    pub fn read_ports(&self) -> Result<BTreeMap<IfIndex, Port>, DataplaneError> {
+    pub fn read_ports(&self) -> Result<BTreeMap<PortKey, Port>, DataplaneError> {
         entries("PORTS", &self.ports)
     }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use vtep_common::Outcome;
 use vtep_common::fdb::{Bucket, SLOTS};
 use vtep_common::layout::{
-    Config, Counter, LAYOUT_VERSION, Location, Port, Remote, Segment, UPLINKS_MAX, VniKey,
+    Config, Counter, LAYOUT_VERSION, Location, Port, PortKey, Remote, Segment, UPLINKS_MAX, VniKey,
 };
 
 use super::DataplaneError;
@@ -106,7 +106,7 @@ pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 8] {
         fdb,
         Shape::new::<u32, Location>("LOCATIONS", ARRAY, capacity.locations, BPF_F_MMAPABLE),
         Shape::new::<u32, Remote>("REMOTES", ARRAY, capacity.remotes, BPF_F_MMAPABLE),
-        Shape::new::<u32, Port>("PORTS", HASH, capacity.ports, 0),
+        Shape::new::<PortKey, Port>("PORTS", HASH, capacity.ports, 0),
         Shape::new::<VniKey, Segment>("VNIS", HASH, capacity.segments, 0),
         devices,
         Shape::new::<u32, Config>("CONFIG", ARRAY, 1, 0),

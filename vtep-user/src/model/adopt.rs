@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Location, Place, SegmentId};
+use vtep_common::layout::{Config, FdbKey, Location, Place, PortKey, SegmentId};
 use vtep_common::{MacAddr, Vni};
 
 use super::fdb::{Decision, decide};
@@ -126,7 +126,7 @@ impl Model {
 
     fn says(&self, index: u32, owner: &Owner) -> bool {
         match (self.locations.value(index).place(), owner) {
-            (Place::Port(port), Owner::Port { ifindex, .. }) => port == *ifindex,
+            (Place::Port(port, _), Owner::Port { ifindex, .. }) => port == *ifindex,
             (Place::Remote(slot), Owner::Remote(key)) => self
                 .slots
                 .get(slot)
@@ -145,7 +145,7 @@ impl Model {
             let word = self
                 .written
                 .ports
-                .get(&ifindex)
+                .get(&PortKey::new(ifindex, 0))
                 .map_or(0, |port| port.first_key);
             let key = FdbKey::from_word(word);
             let table = self.written.fdb.get(&key.segment());

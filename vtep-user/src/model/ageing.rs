@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{FdbKey, Port};
+use vtep_common::layout::{FdbKey, Port, PortKey};
 
 use super::Model;
 use super::segments::Segment;
 use super::world::{BridgeEntry, Domain, VxlanEntry};
-use crate::kernel::{FdbEntry, FdbTable, IfIndex};
+use crate::kernel::{FdbEntry, FdbTable};
 
 /// Lower bound of [`Model::refresh_interval`], whatever the lifetimes say.
 pub const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
@@ -31,7 +31,7 @@ impl Model {
     pub fn busy(
         &self,
         fdb: impl IntoIterator<Item = (FdbKey, Value)>,
-        ports: &BTreeMap<IfIndex, Port>,
+        ports: &BTreeMap<PortKey, Port>,
     ) -> Vec<FdbEntry> {
         let entries = fdb
             .into_iter()

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use vtep_common::layout::{
-    Config, Place, Port, SEGMENT_LEARNING, Segment as SegmentValue, UDP_PORTS_MAX, UPLINKS_MAX,
-    VniKey, vni_word,
+    Config, Place, Port, PortKey, SEGMENT_LEARNING, Segment as SegmentValue, UDP_PORTS_MAX,
+    UPLINKS_MAX, Via, VniKey, address_v4, vni_word,
 };
 
 use super::locations::Owner;
@@ -141,7 +141,7 @@ impl Model {
                     && port.accelerated.is_ok()
                     && !self.refusals.places.contains_key(&index) =>
             {
-                Place::Port(ifindex)
+                Place::Port(ifindex, Via::Xdp)
             }
             _ => Place::Kernel,
         }
@@ -323,7 +323,7 @@ impl Model {
                 wanted.insert(
                     segment.key,
                     SegmentValue {
-                        local: segment.policy.local.octets(),
+                        local: address_v4(segment.policy.local.octets()),
                         id,
                         flags: if segment.learning {
                             SEGMENT_LEARNING
@@ -354,7 +354,7 @@ impl Model {
 
     fn port_values(&mut self, pass: &mut Pass) {
         let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
-        let mut wanted: BTreeMap<IfIndex, Port> = BTreeMap::new();
+        let mut wanted: BTreeMap<PortKey, Port> = BTreeMap::new();
         let local_max = self.local_max_bytes();
         for (&ifindex, port) in self
             .ports
@@ -378,7 +378,7 @@ impl Model {
             });
             let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
             wanted.insert(
-                ifindex,
+                PortKey::new(ifindex, 0),
                 Port {
                     first_key: first.map_or(0, |key| key.word()),
                     vni_word: vni_word(segment.vni),
@@ -390,24 +390,24 @@ impl Model {
                 },
             );
         }
-        for (&ifindex, value) in &mut wanted {
-            let old = self.written.ports.get(&ifindex);
+        for (&key, value) in &mut wanted {
+            let old = self.written.ports.get(&key);
             // The epoch is the program's.
             let epoch = old.map_or(value.epoch, |old| old.epoch);
             if old == Some(&Port { epoch, ..*value }) {
                 value.epoch = epoch;
             } else {
                 let value = *value;
-                pass.ports.push(TableUpdate::Port { ifindex, value });
+                pass.ports.push(TableUpdate::Port { key, value });
             }
         }
-        for ifindex in self
+        for key in self
             .written
             .ports
             .keys()
-            .filter(|ifindex| !wanted.contains_key(ifindex))
+            .filter(|key| !wanted.contains_key(key))
         {
-            pass.ports_gone.push(TableUpdate::PortDel(*ifindex));
+            pass.ports_gone.push(TableUpdate::PortDel(*key));
         }
         self.written.ports = wanted;
     }

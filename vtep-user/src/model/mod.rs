@@ -25,7 +25,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Port, Segment as SegmentValue, SegmentId, VniKey};
+use vtep_common::layout::{
+    Config, FdbKey, Port, PortKey, Segment as SegmentValue, SegmentId, VniKey,
+};
 use vtep_common::{MacAddr, Vni};
 
 use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
@@ -99,7 +101,7 @@ struct Written {
     config: Option<Config>,
     targets: BTreeSet<IfIndex>,
     segments: BTreeMap<VniKey, SegmentValue>,
-    ports: BTreeMap<IfIndex, Port>,
+    ports: BTreeMap<PortKey, Port>,
     hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
     fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
     /// Entries in all of `fdb`.
@@ -479,7 +481,7 @@ impl Model {
             &udp_ports,
             &mut self.shortage,
         );
-        let current = self.written.ports.keys().copied().collect();
+        let current = self.written.ports.keys().map(|key| key.ifindex()).collect();
         self.ports = ports::plan(
             &self.world,
             &self.settings,

@@ -65,7 +65,8 @@ impl Model {
                     let reason = format!("cannot be a redirect target: {reason}");
                     self.refusals.devices.insert(ifindex, reason.into());
                 }
-                TableUpdate::Port { ifindex, .. } => {
+                TableUpdate::Port { key, .. } => {
+                    let ifindex = key.ifindex();
                     let reason = format!("no entry in the port table: {reason}");
                     self.refusals.devices.insert(ifindex, reason.into());
                 }
@@ -158,7 +159,7 @@ impl Model {
         let still = |update: &TableUpdate| match update {
             TableUpdate::TargetDel(ifindex) => !written.targets.contains(ifindex),
             TableUpdate::SegmentDel(key) => !written.segments.contains_key(key),
-            TableUpdate::PortDel(ifindex) => !written.ports.contains_key(ifindex),
+            TableUpdate::PortDel(key) => !written.ports.contains_key(key),
             TableUpdate::Detach(ifindex) => !written.hooks.contains_key(ifindex),
             TableUpdate::FdbDel(key) => {
                 let table = written.fdb.get(&key.segment());

@@ -81,7 +81,7 @@ fn restart_writes_what_changed_while_nobody_looked() {
         })
         .collect();
     assert_eq!(fdb, [FdbKey::new(id, mac(1)), FdbKey::new(id, mac(2))]);
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP1)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP1, Via::Xdp)));
     assert_eq!(sim.remote(100, mac(4)), Some(REMOTE1));
     // Two remotes, a new slot each; nothing is attached or detached.
     let remotes = updates
@@ -181,6 +181,6 @@ fn nonsense_in_the_maps_is_replaced() {
     for update in &updates {
         sim.write_one(update);
     }
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
     assert_eq!(sim.remote(100, mac(4)), Some(REMOTE1));
 }

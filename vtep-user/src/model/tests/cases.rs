@@ -38,7 +38,7 @@ fn first_dump_is_written_in_a_safe_order() {
             "port", "port", "fdb", "fdb", "attach", "attach", "attach"
         ]
     );
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
     assert_eq!(sim.remote(100, mac(2)), Some(REMOTE1));
     assert_eq!(sim.run(), []);
 }
@@ -66,7 +66,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
     let tunnel = |n| tunnelled(VX0, mac(n), REMOTE1);
     let at_vxlan = bridged(BR0, VX0, mac(1));
     let at_tap = bridged(BR0, TAP0, mac(1));
-    let at = Some(Place::Port(TAP0));
+    let at = Some(Place::Port(TAP0, Via::Xdp));
     let kernel = Some(Place::Kernel);
     // Entries in, place of mac(1) out; a case with other MACs says so.
     let cases: Vec<(&str, Vec<FdbEntry>, MacAddr, Option<Place>)> = vec![
@@ -179,7 +179,7 @@ fn r37_every_move_is_one_write() {
     sim.apply([Event::Fdb(bridged(BR0, TAP0, mac(1)))]);
     // To a remote: the tunnel entry comes first, and changes nothing yet.
     sim.apply([Event::Fdb(tunnelled(VX0, mac(1), REMOTE1))]);
-    assert_eq!(place(&sim).0, Some(Place::Port(TAP0)));
+    assert_eq!(place(&sim).0, Some(Place::Port(TAP0, Via::Xdp)));
     let updates = sim.apply([Event::Fdb(bridged(BR0, VX0, mac(1)))]);
     assert_eq!(place(&sim).1, Some(REMOTE1));
     assert!(!updates.iter().any(|u| matches!(u, TableUpdate::FdbDel(_))));
@@ -195,7 +195,7 @@ fn r37_every_move_is_one_write() {
     );
     // Back home; the tunnel entry lingers.
     let updates = sim.apply([Event::Fdb(bridged(BR0, TAP1, mac(1)))]);
-    assert_eq!(place(&sim).0, Some(Place::Port(TAP1)));
+    assert_eq!(place(&sim).0, Some(Place::Port(TAP1, Via::Xdp)));
     assert!(!updates.iter().any(|u| matches!(u, TableUpdate::FdbDel(_))));
     assert_eq!(sim.model.fdb_rows(None, None)[0].generation, 4);
 }
@@ -225,7 +225,7 @@ fn f1_late_withdraw_of_an_older_place_removes_nothing() {
     assert_eq!(sim.remote(100, mac(1)), Some(REMOTE2));
     sim.apply([Event::Fdb(bridged(BR0, TAP0, mac(1)))]);
     assert_eq!(sim.apply([Event::FdbGone(bridged(BR0, VX0, mac(1)))]), []);
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
     // The right one does.
     sim.apply([Event::FdbGone(bridged(BR0, TAP0, mac(1)))]);
     assert_eq!(sim.place(100, mac(1)), None);
@@ -251,7 +251,7 @@ fn f2_a_thousand_moves_leak_nothing() {
         sim.apply(behind_remote(BR0, VX0, mac(1), remote));
         assert_eq!(sim.remote(100, mac(1)), Some(remote));
         sim.apply([Event::Fdb(bridged(BR0, TAP0, mac(1)))]);
-        assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
+        assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
         sim.wait(Duration::from_millis(400));
     }
     let indexes = sim.tables.locations.keys().max().unwrap();
@@ -273,18 +273,21 @@ fn r2_equal_macs_in_two_segments_are_two_entries() {
         Event::Fdb(bridged(BR0, TAP0, mac(1))),
         Event::Fdb(bridged(BR1, TAP2, mac(1))),
     ]);
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
-    assert_eq!(sim.place(200, mac(1)), Some(Place::Port(TAP2)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
+    assert_eq!(sim.place(200, mac(1)), Some(Place::Port(TAP2, Via::Xdp)));
     // A port that changes the bridge before its old entries are flushed.
     sim.apply([Event::Link(tap(TAP0, "tap0", BR1))]);
     assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
-    assert_eq!(sim.tables.ports[&TAP0].segment, sim.id(200));
+    assert_eq!(
+        sim.tables.ports[&PortKey::new(TAP0, 0)].segment,
+        sim.id(200)
+    );
 }
 
 #[test]
 fn first_key_follows_the_macs_behind_a_port() {
     let mut sim = Sim::started(small_host());
-    let first = |sim: &Sim| FdbKey::from_word(sim.tables.ports[&TAP0].first_key);
+    let first = |sim: &Sim| FdbKey::from_word(sim.tables.ports[&PortKey::new(TAP0, 0)].first_key);
     assert_eq!(first(&sim).word(), 0);
     sim.apply([Event::Fdb(bridged(BR0, TAP0, mac(2)))]);
     assert_eq!(first(&sim), FdbKey::new(sim.id(100), mac(2)));
@@ -312,7 +315,7 @@ fn entries_of_an_unaccelerated_port_are_left_to_the_kernel() {
     sim.model.set_hook("veth0", crate::model::HookChoice::Xdp);
     let updates = sim.run();
     assert!(!updates.iter().any(|u| matches!(u, TableUpdate::Fdb { .. })));
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
 }
 
 /// The bridge has sent to the new port already: not back to the old one.
@@ -335,7 +338,7 @@ fn entry_that_leaves_a_port_as_it_is_accelerated_never_speeds_to_it() {
         |u| matches!(u, TableUpdate::Location { value, .. } if value.kind() == Location::KIND_PORT && value.index() == TAP0),
     );
     assert!(at(|u| matches!(u, TableUpdate::Fdb { .. })) < speaks);
-    assert_eq!(sim.place(100, mac(2)), Some(Place::Port(TAP0)));
+    assert_eq!(sim.place(100, mac(2)), Some(Place::Port(TAP0, Via::Xdp)));
 }
 
 #[test]
@@ -423,7 +426,11 @@ fn busy_entries_are_refreshed_and_idle_ones_are_not() {
     let epoch = sim.tables.config.unwrap().epoch;
     assert_eq!(epoch, 3);
     // As the programs mark: mac(1) is the port's first, the others their own.
-    sim.tables.ports.get_mut(&TAP0).unwrap().epoch = epoch;
+    sim.tables
+        .ports
+        .get_mut(&PortKey::new(TAP0, 0))
+        .unwrap()
+        .epoch = epoch;
     for n in [3, 4, 5] {
         let value = sim.tables.fdb.get_mut(&FdbKey::new(sim.id(100), mac(n)));
         *value.unwrap() = vtep_common::fdb::Value::new(1, 0, epoch - 1);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use vtep_common::layout::{Config, SEGMENT_LEARNING, VniKey, vni_word};
+use vtep_common::layout::{Config, SEGMENT_LEARNING, VniKey, address_v4, vni_word};
 
 use super::*;
 use crate::kernel::Filters;
@@ -232,7 +232,7 @@ fn local_address_is_derived_where_the_link_has_one() {
     let sim = Sim::started(host.clone());
     assert_eq!(
         sim.tables.segments[&VniKey::v4(vni(100), 4789)].local,
-        LOCAL.octets()
+        address_v4(LOCAL.octets())
     );
     host.addresses.push(Address {
         ifindex: ETH0,
@@ -248,7 +248,10 @@ fn segment_values_follow_device_and_ports() {
     let key = VniKey::v4(vni(100), 4789);
     let sim = Sim::started(small_host());
     let segment = sim.tables.segments[&key];
-    assert_eq!((segment.local, segment.flags), (LOCAL.octets(), 0));
+    assert_eq!(
+        (segment.local, segment.flags),
+        (address_v4(LOCAL.octets()), 0)
+    );
     assert_eq!(segment.local_max_bytes, 1514);
     for host in [
         with_device(|d| d.learning = true),
@@ -261,13 +264,19 @@ fn segment_values_follow_device_and_ports() {
     }
     let sim = Sim::started(with_link(TAP1, |link| link.mtu = 1400));
     assert_eq!(sim.tables.segments[&key].local_max_bytes, 1414);
-    let port = sim.tables.ports[&TAP0];
+    let port = sim.tables.ports[&PortKey::new(TAP0, 0)];
     assert_eq!((port.local_max_bytes, port.tunnel_max_bytes), (1414, 1464));
     assert_eq!((port.vni_word, port.segment), (vni_word(vni(100)), 1));
     let sim = Sim::started(with_link(ETH0, |link| link.mtu = 1400));
-    assert_eq!(sim.tables.ports[&TAP0].tunnel_max_bytes, 1364);
+    assert_eq!(
+        sim.tables.ports[&PortKey::new(TAP0, 0)].tunnel_max_bytes,
+        1364
+    );
     let sim = Sim::started(with_link(ETH0, |link| link.mtu = 9000));
-    assert_eq!(sim.tables.ports[&TAP0].tunnel_max_bytes, 1464);
+    assert_eq!(
+        sim.tables.ports[&PortKey::new(TAP0, 0)].tunnel_max_bytes,
+        1464
+    );
 }
 
 #[test]
@@ -318,7 +327,10 @@ fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
                 .unwrap_or_default()
                 .starts_with(expected.unwrap_or(""))
         );
-        assert_eq!(sim.tables.ports.contains_key(&TAP0), hooked);
+        assert_eq!(
+            sim.tables.ports.contains_key(&PortKey::new(TAP0, 0)),
+            hooked
+        );
         assert_eq!(sim.tables.targets.contains(&TAP0), hooked);
     }
     for change in [
@@ -349,7 +361,7 @@ fn devices_that_lose_redirected_frames_are_left_alone() {
     let mut sim = Sim::with(settings, host);
     sim.apply([Event::Fdb(bridged(BR0, 40, mac(1)))]);
     sim.apply(behind_remote(BR0, VX0, mac(2), REMOTE1));
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
     sim.model.set_redirect_targets(Some([TAP0].into()));
     sim.run();
     assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
@@ -361,7 +373,7 @@ fn devices_that_lose_redirected_frames_are_left_alone() {
     );
     sim.model.set_redirect_targets(Some([ETH0, 40].into()));
     sim.run();
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
     assert_eq!(sim.remote(100, mac(2)), Some(REMOTE1));
 }
 
@@ -470,7 +482,7 @@ fn refused_program_is_tried_again_only_after_a_change_or_on_request() {
     sim.apply([Event::Link(
         with_link(TAP0, |l| l.mtu = 1400).links[4].clone(),
     )]);
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
     assert!(sim.model.retry());
     sim.run();
     assert_eq!(sim.remote(100, mac(2)), Some(REMOTE1));
@@ -503,15 +515,18 @@ fn refused_map_entries_take_what_depends_on_them_along() {
     );
 
     let mut sim = host();
-    let value = sim.tables.ports[&TAP0];
+    let value = sim.tables.ports[&PortKey::new(TAP0, 0)];
     refuse(
         &mut sim,
         TableUpdate::Port {
-            ifindex: TAP0,
+            key: PortKey::new(TAP0, 0),
             value,
         },
     );
-    assert!(!sim.tables.ports.contains_key(&TAP0) && !sim.tables.hooks.contains_key(&TAP0));
+    assert!(
+        !sim.tables.ports.contains_key(&PortKey::new(TAP0, 0))
+            && !sim.tables.hooks.contains_key(&TAP0)
+    );
     assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
 
     let mut sim = host();
@@ -520,7 +535,7 @@ fn refused_map_entries_take_what_depends_on_them_along() {
     assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
     assert!(sim.model.retry());
     sim.run();
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));
 
     let mut sim = host();
     let config = sim.tables.config.unwrap();
@@ -537,7 +552,10 @@ fn port_that_went_away_is_detached_and_one_under_its_number_is_new() {
     let updates = sim.apply([Event::LinkGone(TAP0)]);
     assert_eq!(updates[0], TableUpdate::Detach(TAP0));
     assert_eq!(sim.place(100, mac(1)), None);
-    assert!(!sim.tables.targets.contains(&TAP0) && !sim.tables.ports.contains_key(&TAP0));
+    assert!(
+        !sim.tables.targets.contains(&TAP0)
+            && !sim.tables.ports.contains_key(&PortKey::new(TAP0, 0))
+    );
     sim.apply([
         Event::Link(tap(TAP0, "tap0", BR0)),
         Event::Fdb(bridged(BR0, TAP0, mac(1))),

@@ -24,7 +24,7 @@ fn entries_beyond_the_capacity_wait_and_get_room() {
     assert_eq!(sim.reason(100, mac(5)), "the FDB map is full");
     // A move needs no room.
     sim.apply([Event::Fdb(bridged(BR0, TAP1, mac(1)))]);
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP1)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP1, Via::Xdp)));
     sim.apply(
         [1, 2].map(|n| Event::FdbGone(bridged(BR0, if n == 1 { TAP1 } else { TAP0 }, mac(n)))),
     );
@@ -69,7 +69,7 @@ fn refused_entries_wait_until_something_is_deleted() {
     assert!(sim.run().contains(&TableUpdate::FdbDel(key)));
     assert!(sim.model.retry());
     sim.run();
-    assert_eq!(sim.place(100, mac(2)), Some(Place::Port(TAP1)));
+    assert_eq!(sim.place(100, mac(2)), Some(Place::Port(TAP1, Via::Xdp)));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn segments_beyond_the_capacity_wait() {
     assert_eq!(reason(&sim, 200), None);
     assert_eq!(
         (sim.id(200), sim.place(200, mac(1))),
-        (1, Some(Place::Port(TAP2)))
+        (1, Some(Place::Port(TAP2, Via::Xdp)))
     );
 }
 
@@ -136,11 +136,11 @@ fn segments_beyond_the_capacity_wait() {
 fn ports_beyond_the_capacity_wait() {
     let reserved = 2 * vtep_common::layout::UPLINKS_MAX as u32;
     let mut sim = Sim::with(settings(|c| c.ports = reserved + 1), small_host());
-    assert!(sim.tables.ports.keys().eq([&TAP0]));
+    assert!(sim.tables.ports.keys().eq([&PortKey::new(TAP0, 0)]));
     let reason = sim.model.port("tap1").unwrap().reason;
     assert_eq!(reason.as_deref(), Some("port table full (1 ports)"));
     sim.apply([Event::LinkGone(TAP0)]);
-    assert!(sim.tables.ports.keys().eq([&TAP1]));
+    assert!(sim.tables.ports.keys().eq([&PortKey::new(TAP1, 0)]));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
-use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
+use vtep_common::layout::{FdbKey, Location, Place, PortKey, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use oracle::{Meaning, meanings};
@@ -388,10 +388,10 @@ impl Sim {
                 assert_ne!(tables.segments.insert(key, value), Some(value));
             }
             TableUpdate::SegmentDel(key) => assert!(tables.segments.remove(&key).is_some()),
-            TableUpdate::Port { ifindex, value } => {
-                assert_ne!(tables.ports.insert(ifindex, value), Some(value));
+            TableUpdate::Port { key, value } => {
+                assert_ne!(tables.ports.insert(key, value), Some(value));
             }
-            TableUpdate::PortDel(ifindex) => assert!(tables.ports.remove(&ifindex).is_some()),
+            TableUpdate::PortDel(key) => assert!(tables.ports.remove(&key).is_some()),
             TableUpdate::Fdb { key, value } => {
                 let index = value.location();
                 if index != Location::NONE && !self.is_named(index) {
@@ -439,7 +439,7 @@ impl Sim {
         for (index, location) in &tables.locations {
             let target = match location.place() {
                 Place::Kernel => continue,
-                Place::Port(ifindex) => ifindex,
+                Place::Port(ifindex, _) => ifindex,
                 Place::Remote(slot) => tables.remotes[&slot].ifindex,
             };
             assert!(
@@ -456,11 +456,8 @@ impl Sim {
         for key in tables.fdb.keys() {
             assert!(ids.contains(&key.segment()), "{key:?} after {after:?}");
         }
-        for (ifindex, port) in &tables.ports {
-            assert!(
-                ids.contains(&port.segment),
-                "port {ifindex} after {after:?}"
-            );
+        for (key, port) in &tables.ports {
+            assert!(ids.contains(&port.segment), "{key:?} after {after:?}");
         }
         for ifindex in tables.hooks.keys() {
             assert!(

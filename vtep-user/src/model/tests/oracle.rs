@@ -124,7 +124,7 @@ pub fn meanings(tables: &Tables) -> BTreeMap<FdbKey, Meaning> {
         let location = tables.locations.get(&index).copied().unwrap_or(Location(0));
         match location.place() {
             Place::Kernel => Meaning::Kernel,
-            Place::Port(ifindex) => Meaning::Port(ifindex),
+            Place::Port(ifindex, _) => Meaning::Port(ifindex),
             Place::Remote(slot) => {
                 let remote = &tables.remotes[&slot];
                 let mac = |at: usize| MacAddr(remote.header[at..at + 6].try_into().unwrap());

@@ -340,17 +340,25 @@ fn compare(kernel: &Kernel, sim: &Sim) {
         .iter()
         .filter_map(|p| Some((*p, kernel.segment_of_port(*p)?)));
     let ports: BTreeMap<IfIndex, usize> = ports.collect();
-    assert!(tables.ports.keys().eq(ports.keys()), "{:?}", tables.ports);
+    assert!(
+        tables
+            .ports
+            .keys()
+            .map(|key| key.ifindex())
+            .eq(ports.keys().copied()),
+        "{:?}",
+        tables.ports
+    );
     for (ifindex, n) in &ports {
         let vni = 100 + 100 * *n as u32;
-        let port = &tables.ports[ifindex];
+        let port = &tables.ports[&PortKey::new(*ifindex, 0)];
         assert_eq!(port.segment, sim.id(vni));
         let behind = |word: u64| {
             let key = FdbKey::from_word(word);
             key.segment() == port.segment
-                && sim.place(vni, key.mac()) == Some(Place::Port(*ifindex))
+                && sim.place(vni, key.mac()) == Some(Place::Port(*ifindex, Via::Xdp))
         };
-        let any = (0..8).any(|m| sim.place(vni, mac(m)) == Some(Place::Port(*ifindex)));
+        let any = (0..8).any(|m| sim.place(vni, mac(m)) == Some(Place::Port(*ifindex, Via::Xdp)));
         assert!(
             if any {
                 behind(port.first_key)

@@ -116,16 +116,25 @@ fn hop_limit_of_the_route_counts_where_the_device_has_none() {
 #[test]
 fn path_mtu_limits_what_the_tunnel_takes() {
     let mut sim = host(|_| {});
-    assert_eq!(sim.tables.ports[&TAP0].tunnel_max_bytes, 1464);
+    assert_eq!(
+        sim.tables.ports[&PortKey::new(TAP0, 0)].tunnel_max_bytes,
+        1464
+    );
     let route = Route {
         mtu: Some(1280),
         ..via(ETH0, GATEWAY)
     };
     sim.routes.insert(REMOTE1, Some(route));
     sim.apply([Event::RoutesChanged]);
-    assert_eq!(sim.tables.ports[&TAP0].tunnel_max_bytes, 1280 - 50 + 14);
+    assert_eq!(
+        sim.tables.ports[&PortKey::new(TAP0, 0)].tunnel_max_bytes,
+        1280 - 50 + 14
+    );
     sim.apply([Event::FdbGone(bridged(BR0, VX0, mac(1)))]);
-    assert_eq!(sim.tables.ports[&TAP0].tunnel_max_bytes, 1464);
+    assert_eq!(
+        sim.tables.ports[&PortKey::new(TAP0, 0)].tunnel_max_bytes,
+        1464
+    );
 }
 
 #[test]
