@@ -6,6 +6,7 @@ mod checksums;
 mod gso;
 mod mtu;
 mod neighbour;
+mod stats;
 mod tcp;
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -135,6 +136,10 @@ impl World {
         daemon.json(&["status"]).unwrap()["ports"][0].clone()
     }
 
+    pub fn is_accelerated(&self, host: usize) -> bool {
+        self.port(&self.daemons[host])["accelerated"] == Value::Bool(true)
+    }
+
     fn look(&mut self) {
         self.seen = self
             .daemons
@@ -180,7 +185,8 @@ impl World {
 }
 
 fn fast_ingress(daemon: &Daemon) -> u64 {
-    daemon.frames("ingress-local").unwrap()
+    let frames = |outcome| daemon.frames(outcome).unwrap();
+    frames("ingress-local") + frames("ingress-local-stack")
 }
 
 /// One test for every kind of port and tunnel.
