@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
@@ -61,12 +61,15 @@ impl Wiretap {
 
 fn look(socket: &Socket, udp_port: u16, stop: &AtomicBool) -> Result<Seen> {
     let mut seen = Seen::default();
-    let mut last = Instant::now();
-    while !stop.load(Ordering::Acquire) || last.elapsed() < SILENCE {
-        let Some(frame) = socket.receive(Duration::from_millis(20))? else {
+    loop {
+        // Asked before the look: what came earlier is still looked at.
+        let stopped = stop.load(Ordering::Acquire);
+        let Some(frame) = socket.receive(SILENCE)? else {
+            if stopped {
+                break;
+            }
             continue;
         };
-        last = Instant::now();
         if let Err(error) = seen.add(&frame, udp_port) {
             seen.wrong_frames += 1;
             if seen.wrong.len() < 5 {
