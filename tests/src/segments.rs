@@ -130,11 +130,15 @@ pub fn check(frame: &[u8]) -> Result<Seen> {
     ensure!(frame.len() >= 14, "shorter than an Ethernet header");
     let (addresses, protocol, transport, end) = match frame[12..14] {
         [8, 0] => {
-            let ip = frame.get(14..34).context("shorter than an IPv4 header")?;
-            ensure!(checksum::bytes(ip) == 0xffff, "IPv4 header checksum");
+            let header = 14 + 4 * usize::from(frame.get(14).context("no IPv4 header")? & 15);
+            let ip = frame.get(14..header).context("half an IPv4 header")?;
+            ensure!(
+                ip.len() >= 20 && checksum::bytes(ip) == 0xffff,
+                "IPv4 header checksum"
+            );
             let end = 14 + usize::from(u16::from_be_bytes([ip[2], ip[3]]));
             let addresses = Addresses::V4(array(&ip[12..16]), array(&ip[16..20]));
-            (addresses, ip[9], 34, end)
+            (addresses, ip[9], header, end)
         }
         [0x86, 0xdd] => {
             let ip = frame.get(14..54).context("shorter than an IPv6 header")?;

@@ -14,6 +14,7 @@ use super::{Case, World, for_all_ports};
 for_all_ports! {
     f15_writes_around_whole_segments_arrive: writes;
     f15_superframes_are_cut_as_the_device_would_and_arrive_whole: superframes;
+    r31_superframes_whose_segments_do_not_fit_fare_as_with_the_kernel: too_long;
 }
 
 /// Around one and two segments, and around the largest superframe.
@@ -134,4 +135,81 @@ fn at_the_guest(to: &Socket, data: &[u8], port: u16, what: &str) -> usize {
     }
     assert!(got == data, "{what}: other bytes");
     merged
+}
+
+/// What became of a superframe: bytes at the receiver, an error at the sender.
+#[derive(Debug, PartialEq, Eq)]
+struct Fate {
+    bytes: usize,
+    error: bool,
+}
+
+fn too_long(case: &Case) {
+    let mut world = World::without_daemons(case);
+    world.meet();
+    let kernel = fates(&world, 3000);
+    // Neither everything nor nothing fits.
+    assert!(kernel.iter().any(|fate| fate.bytes > 0), "{kernel:?}");
+    assert!(kernel.iter().any(|fate| fate.error), "{kernel:?}");
+    world.start();
+    assert_eq!(fates(&world, 4000), kernel);
+}
+
+/// Segments around what the tunnel takes, in flows from `port` on.
+fn fates(world: &World, port: u16) -> Vec<Fate> {
+    let [a, b] = world.vms();
+    let open = |vm: &Vm| vm.netns.enter(|| Socket::with_headers("eth0")).unwrap();
+    let (from, to) = (open(a), open(b));
+    let mut fates = Vec::new();
+    for (addresses, tcp) in [(V4, true), (V6, true), (V4, false), (V6, false)] {
+        let ip = if addresses == V4 { 20 } else { 40 };
+        let headers = ip + if tcp { 20 } else { 8 };
+        let most = world.lab.vm_mtu as usize - headers;
+        for segment in [most - 1, most, most + 1, most + 40] {
+            let inner = Inner {
+                macs: [a.mac, b.mac],
+                addresses,
+                ports: [port + fates.len() as u16, 2000],
+                tcp,
+            };
+            let (header, frame) = inner.superframe(&vec![0x5a; segment * 4], segment as u16);
+            from.send(&[&header.encode()[..], &frame].concat()).unwrap();
+            fates.push(fate(&from, &to, inner.ports[0], segment * 4));
+        }
+    }
+    fates
+}
+
+fn fate(from: &Socket, to: &Socket, port: u16, bytes: usize) -> Fate {
+    let mut fate = Fate {
+        bytes: 0,
+        error: false,
+    };
+    let deadline = Instant::now() + Duration::from_millis(500);
+    while fate.bytes < bytes && !fate.error && Instant::now() < deadline {
+        while let Some(bytes) = to.receive(Duration::from_millis(10)).unwrap() {
+            let (header, frame) = bytes.split_first_chunk::<HEADER_BYTES>().unwrap();
+            for segment in Header::decode(header).unwrap().segments(frame) {
+                if is_from(&segment, port) {
+                    fate.bytes += segment.len() - check(&segment).unwrap().payload;
+                }
+            }
+        }
+        while let Some(bytes) = from.receive(Duration::ZERO).unwrap() {
+            fate.error |= is_error(&bytes[HEADER_BYTES..], port);
+        }
+    }
+    fate
+}
+
+/// "Fragmentation needed" (RFC 1191), "packet too big" (RFC 4443).
+fn is_error(frame: &[u8], port: u16) -> bool {
+    let seen = check(frame).unwrap();
+    let message = &frame[seen.transport..];
+    let ports = match (seen.protocol, message.get(..2)) {
+        (1, Some([3, 4])) => 8 + 20,
+        (58, Some([2, 0])) => 8 + 40,
+        _ => return false,
+    };
+    message.get(ports..ports + 2) == Some(&port.to_be_bytes()[..])
 }
