@@ -94,7 +94,7 @@ pub fn run(rounds: u32, progress: bool) -> Result<Vec<Results>> {
             for (number, result) in results.iter_mut().enumerate() {
                 let Results { load, .. } = *result;
                 // A B, B A, A B: nobody is always the first.
-                let vtep_first = (round as usize + number) % 2 == 0;
+                let vtep_first = (round as usize + number).is_multiple_of(2);
                 if vtep_first {
                     result.vtep.push(load.run(&vtep)?);
                 }
