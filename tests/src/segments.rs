@@ -142,6 +142,7 @@ pub fn check(frame: &[u8]) -> Result<Seen> {
         }
         [0x86, 0xdd] => {
             let ip = frame.get(14..54).context("shorter than an IPv6 header")?;
+            ensure!(ip[0] >> 4 == 6, "IP version");
             let end = 54 + usize::from(u16::from_be_bytes([ip[4], ip[5]]));
             let addresses = Addresses::V6(array(&ip[8..24]), array(&ip[24..40]));
             (addresses, ip[6], 54, end)

@@ -295,4 +295,32 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_wrong_bit_anywhere_behind_the_macs_is_noticed() {
+        for addresses in [V4, V6] {
+            for tcp in [true, false] {
+                let inner = Inner {
+                    macs: MACS,
+                    addresses,
+                    ports: [1000, 2000],
+                    tcp,
+                };
+                let (header, unfinished) = inner.partial(&[1, 2, 3, 4, 5]);
+                assert!(check(&unfinished).is_err());
+                let frame = header.segments(&unfinished).remove(0);
+                assert!(check(&frame).is_ok());
+                // IPv6 has no sum over traffic class, flow label and hop limit.
+                let free = |at: usize| addresses == V6 && ([15, 16, 17, 21].contains(&at));
+                for at in (14..frame.len()).filter(|at| !free(*at)) {
+                    let mut wrong = frame.clone();
+                    wrong[at] ^= 0x10;
+                    let found = check(&wrong);
+                    // Another protocol is nothing that is looked into.
+                    let other = found.as_ref().is_ok_and(|seen| seen.protocol == 0);
+                    assert!(found.is_err() || other, "{addresses:?} {tcp} {at}");
+                }
+            }
+        }
+    }
 }
