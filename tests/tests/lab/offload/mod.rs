@@ -4,6 +4,7 @@
 
 mod checksums;
 mod gso;
+mod mixed;
 mod mtu;
 mod neighbour;
 mod stats;
