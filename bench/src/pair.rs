@@ -4,6 +4,7 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -33,6 +34,8 @@ pub struct Pair {
     guests: [Netns; 2],
     daemons: Vec<Daemon>,
     server: Child,
+    /// The server says when it has closed one test and waits for the next.
+    listens: Receiver<()>,
     // Behind the daemons, which unload when they are dropped.
     _hosts: [Host; 2],
 }
@@ -71,11 +74,12 @@ impl Pair {
                 daemons.push(Daemon::with_config(host, config)?);
             }
         }
-        let server = serve(&guests[1])?;
+        let (server, listens) = serve(&guests[1])?;
         let pair = Self {
             guests,
             daemons,
             server,
+            listens,
             _hosts: hosts,
         };
         pair.check()?;
@@ -123,6 +127,9 @@ impl Pair {
         if reverse {
             command.arg("--reverse");
         }
+        self.listens
+            .recv_timeout(Duration::from_secs(10))
+            .context("iperf3 does not listen")?;
         let output = execute(&mut command)?;
         let report: Value = serde_json::from_slice(&output.stdout)?;
         let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
@@ -243,8 +250,8 @@ fn guest(host: &Netns, guest: &Netns, number: usize, offloads: bool) -> Result<(
     Ok(())
 }
 
-/// iperf3's server, listening.
-fn serve(guest: &Netns) -> Result<Child> {
+/// iperf3's server.
+fn serve(guest: &Netns) -> Result<(Child, Receiver<()>)> {
     let mut server = guest
         .command("iperf3")
         .args(["--server", "--forceflush"])
@@ -252,10 +259,15 @@ fn serve(guest: &Netns) -> Result<Child> {
         .spawn()
         .context("iperf3")?;
     let output = server.stdout.take().context("iperf3 without output")?;
-    let mut lines = BufReader::new(output).lines();
-    let listens = lines.any(|line| line.is_ok_and(|line| line.contains("listening")));
-    ensure!(listens, "iperf3 does not listen");
-    // Read on, so that it never waits for a reader.
-    std::thread::spawn(move || lines.for_each(drop));
-    Ok(server)
+    let (says, listens) = channel();
+    // Reads on to the end, so that the server never waits for a reader.
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            if line.contains("listening") {
+                // Nobody may be left to hear it.
+                let _ = says.send(());
+            }
+        }
+    });
+    Ok((server, listens))
 }
