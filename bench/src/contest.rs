@@ -352,16 +352,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Some(daemon) = &mut self.daemon
-            && let Err(error) = daemon.stop()
-        {
-            eprintln!("{}: {error:#}", self.contestant.name());
-        }
-    }
-}
-
 /// The real daemon on this namespace.
 struct Daemon {
     vtep: PathBuf,
@@ -434,6 +424,7 @@ impl Daemon {
             .sum())
     }
 
+    /// Whatever it got to: nothing is left behind.
     fn stop(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -446,6 +437,14 @@ impl Daemon {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("{}: {error:#}", self.instance);
+        }
     }
 }
 

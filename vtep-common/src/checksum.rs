@@ -32,6 +32,38 @@ pub fn udp_pseudo_v4(source: [u8; 4], destination: [u8; 4], udp_length: u16) -> 
         + udp_length.to_be() as u64
 }
 
+/// Same over IPv6 (RFC 8200 section 8.1).
+#[inline(always)]
+pub fn udp_pseudo_v6(source: &[u8; 16], destination: &[u8; 16], udp_length: u16) -> u64 {
+    addresses_v6(source, destination)
+        + (crate::wire::IPPROTO_UDP as u16).to_be() as u64
+        + udp_length.to_be() as u64
+}
+
+/// Sum of two IPv6 addresses.
+#[inline(always)]
+pub fn addresses_v6(source: &[u8; 16], destination: &[u8; 16]) -> u64 {
+    let half = |a: &[u8; 16], i: usize| {
+        u32::from_ne_bytes([a[i], a[i + 1], a[i + 2], a[i + 3]]) as u64
+            + u32::from_ne_bytes([a[i + 4], a[i + 5], a[i + 6], a[i + 7]]) as u64
+    };
+    half(source, 0) + half(source, 8) + half(destination, 0) + half(destination, 8)
+}
+
+/// Folded sum of a header.
+#[inline(always)]
+pub fn header<T: crate::wire::Wire>(header: &T) -> u16 {
+    let start = core::ptr::from_ref(header).cast::<u8>();
+    let mut sum = 0u64;
+    let mut at = 0;
+    while at + 2 <= T::LEN {
+        // SAFETY: inside the header.
+        sum += unsafe { start.add(at).cast::<u16>().read_unaligned() } as u64;
+        at += 2;
+    }
+    fold(sum)
+}
+
 /// Sum of any bytes, folded: the user-space counterpart of `bpf_csum_diff`.
 pub fn bytes(data: &[u8]) -> u16 {
     let mut sum = 0u64;

@@ -1,10 +1,17 @@
-//! Writes the outer headers of an IPv4 underlay: the template of the remote,
-//! then the fields that differ from frame to frame. The room has been made by
-//! the caller; nothing here can fail.
+//! Writes the outer headers: the template of the remote, then the fields that
+//! differ from frame to frame. The room has been made by the caller; nothing
+//! here can fail.
 
 use crate::checksum;
-use crate::layout::{HEADER_V4_LEN, REMOTE_UDP_CHECKSUM, Remote};
-use crate::wire::{Ipv4, OuterV4, Udp, VXLAN_FLAGS_I, Vxlan, Wire};
+use crate::ecn;
+use crate::layout::{
+    HEADER_V4_LEN, HEADER_V6_LEN, REMOTE_DF_INHERIT, REMOTE_INHERIT, REMOTE_TOS_INHERIT,
+    REMOTE_TTL_INHERIT, REMOTE_UDP_CHECKSUM, REMOTE_V6, Remote,
+};
+use crate::wire::{
+    ETH_P_IP, ETH_P_IPV6, InnerHead, Ipv4, Ipv6Flow, OuterV4, OuterV6, Udp, VXLAN_FLAGS_I, Vxlan,
+    Wire,
+};
 
 /// What differs from frame to frame.
 pub struct Frame {
@@ -12,8 +19,7 @@ pub struct Frame {
     pub inner_bytes: u16,
     /// See [`crate::layout::vni_word`].
     pub vni_word: u32,
-    /// Outer ECN bits.
-    pub ecn: u8,
+    pub marks: Marks,
     /// UDP source port, host order.
     pub source_port: u16,
     /// IPv4 identification, any value that differs between frames in flight.
@@ -23,44 +29,163 @@ pub struct Frame {
     pub inner_sum: u16,
 }
 
+/// What the outer IP header takes from the inner one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Marks {
+    /// Bits to add to the template's TOS or traffic class: ECN, and DSCP where
+    /// it is inherited.
+    pub tos: u8,
+    /// TTL or hop limit; 0: the template's.
+    pub ttl: u8,
+    /// Set DF although the template does not.
+    pub df: bool,
+}
+
+impl Marks {
+    /// As the kernel's driver does it (vxlan_xmit_one in
+    /// drivers/net/vxlan/vxlan_core.c).
+    #[inline(always)]
+    pub fn of(
+        remote: &Remote,
+        head: &InnerHead,
+        ipv4: Option<&Ipv4>,
+        ipv6: Option<&Ipv6Flow>,
+    ) -> Self {
+        let inner_tos = head.traffic_class().unwrap_or(0);
+        let mut marks = Self {
+            tos: ecn::encap(inner_tos),
+            ttl: 0,
+            df: false,
+        };
+        if remote.flags & REMOTE_INHERIT == 0 {
+            return marks;
+        }
+        if remote.flags & REMOTE_TOS_INHERIT != 0 {
+            marks.tos |= inner_tos & !ecn::MASK;
+        }
+        let (ttl, df) = match (head.eth.ethertype(), ipv4, ipv6) {
+            (ETH_P_IP, Some(ip), _) => (ip.ttl, ip.fragment[0] & 0x40 != 0),
+            (ETH_P_IPV6, _, Some(flow)) => (flow.ip.hop_limit, true),
+            _ => (0, false),
+        };
+        if remote.flags & REMOTE_TTL_INHERIT != 0 {
+            marks.ttl = ttl;
+        }
+        marks.df = df && remote.flags & REMOTE_DF_INHERIT != 0;
+        marks
+    }
+}
+
 impl Remote {
     /// Frames to this remote carry a UDP checksum.
     #[inline(always)]
     pub const fn wants_udp_checksum(&self) -> bool {
         self.flags & REMOTE_UDP_CHECKSUM != 0
     }
+
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        self.flags & REMOTE_V6 != 0
+    }
+
+    #[inline(always)]
+    fn vni_word(&self, frame: &Frame) -> u32 {
+        if self.vni_word != 0 {
+            self.vni_word
+        } else {
+            frame.vni_word
+        }
+    }
 }
 
-/// Write the 50 outer bytes.
+/// Write the 50 outer bytes of an IPv4 underlay.
 #[inline(always)]
 pub fn write_v4(out: &mut OuterV4, remote: &Remote, frame: &Frame) {
-    copy_template(out, remote);
-    let udp_bytes = frame.inner_bytes + (Udp::LEN + Vxlan::LEN) as u16;
-    let total_bytes = udp_bytes + Ipv4::LEN as u16;
+    copy_template::<HEADER_V4_LEN>(core::ptr::from_mut(out).cast(), remote);
+    let udp_bytes = frame
+        .inner_bytes
+        .wrapping_add((Udp::LEN + Vxlan::LEN) as u16);
+    let total_bytes = udp_bytes.wrapping_add(Ipv4::LEN as u16);
 
     let ip = &mut out.ip;
-    ip.tos |= frame.ecn;
+    let marks = &frame.marks;
+    ip.tos |= marks.tos;
     ip.total_length = total_bytes.to_be_bytes();
     ip.identification = frame.identification.to_be_bytes();
-    let sum = remote.ip_sum as u64
+    let mut sum = remote.ip_sum as u64
         + total_bytes.to_be() as u64
         + frame.identification.to_be() as u64
-        + (frame.ecn as u16).to_be() as u64;
+        + (marks.tos as u16).to_be() as u64;
+    if marks.ttl != 0 {
+        // Ones-complement: out with the old word, in with the new one.
+        sum += !u16::from_ne_bytes([ip.ttl, ip.protocol]) as u64;
+        ip.ttl = marks.ttl;
+        sum += u16::from_ne_bytes([ip.ttl, ip.protocol]) as u64;
+    }
+    if marks.df {
+        ip.fragment[0] |= 0x40;
+        sum += u16::from_ne_bytes([0x40, 0]) as u64;
+    }
     ip.checksum = (!checksum::fold(sum)).to_ne_bytes();
 
-    out.vxlan.flags = VXLAN_FLAGS_I;
-    let vni_word = if remote.vni_word != 0 {
-        remote.vni_word
+    let pseudo = if remote.wants_udp_checksum() {
+        checksum::udp_pseudo_v4(ip.source, ip.destination, udp_bytes)
     } else {
-        frame.vni_word
+        0
     };
-    out.vxlan.vni = vni_word.to_ne_bytes();
+    write_vxlan(
+        &mut out.udp,
+        &mut out.vxlan,
+        remote,
+        frame,
+        udp_bytes,
+        pseudo,
+    );
+}
 
-    let udp = &mut out.udp;
+/// Write the 70 outer bytes of an IPv6 underlay.
+#[inline(always)]
+pub fn write_v6(out: &mut OuterV6, remote: &Remote, frame: &Frame) {
+    copy_template::<HEADER_V6_LEN>(core::ptr::from_mut(out).cast(), remote);
+    let udp_bytes = frame
+        .inner_bytes
+        .wrapping_add((Udp::LEN + Vxlan::LEN) as u16);
+    let ip = &mut out.ip;
+    let marks = &frame.marks;
+    ip.version_class_label[0] |= marks.tos >> 4;
+    ip.version_class_label[1] |= marks.tos << 4;
+    ip.payload_length = udp_bytes.to_be_bytes();
+    if marks.ttl != 0 {
+        ip.hop_limit = marks.ttl;
+    }
+    let pseudo = remote.ip_sum as u64 + udp_bytes.to_be() as u64;
+    write_vxlan(
+        &mut out.udp,
+        &mut out.vxlan,
+        remote,
+        frame,
+        udp_bytes,
+        pseudo,
+    );
+}
+
+/// UDP and VXLAN header. `pseudo`: sum of the pseudo header.
+#[inline(always)]
+fn write_vxlan(
+    udp: &mut Udp,
+    vxlan: &mut Vxlan,
+    remote: &Remote,
+    frame: &Frame,
+    udp_bytes: u16,
+    pseudo: u64,
+) {
+    let vni_word = remote.vni_word(frame);
+    vxlan.flags = VXLAN_FLAGS_I;
+    vxlan.vni = vni_word.to_ne_bytes();
     udp.source = frame.source_port.to_be_bytes();
     udp.length = udp_bytes.to_be_bytes();
     if remote.wants_udp_checksum() {
-        let sum = checksum::udp_pseudo_v4(ip.source, ip.destination, udp_bytes)
+        let sum = pseudo
             + frame.source_port.to_be() as u64
             + u16::from_ne_bytes(udp.destination) as u64
             + udp_bytes.to_be() as u64
@@ -77,12 +202,11 @@ pub fn write_v4(out: &mut OuterV4, remote: &Remote, frame: &Frame) {
 /// Copy the header in 8-byte words: a byte-wise memcpy is what the BPF back
 /// end makes of anything it cannot prove aligned.
 #[inline(always)]
-fn copy_template(out: &mut OuterV4, remote: &Remote) {
+fn copy_template<const LEN: usize>(to: *mut u8, remote: &Remote) {
     let from = remote.header.as_ptr();
-    let to = core::ptr::from_mut(out).cast::<u8>();
     let mut at = 0;
-    while at + 8 <= HEADER_V4_LEN {
-        // SAFETY: both sides are at least HEADER_V4_LEN bytes long.
+    while at + 8 <= LEN {
+        // SAFETY: both sides are at least LEN bytes long.
         unsafe {
             to.add(at)
                 .cast::<u64>()
@@ -90,7 +214,7 @@ fn copy_template(out: &mut OuterV4, remote: &Remote) {
         };
         at += 8;
     }
-    while at < HEADER_V4_LEN {
+    while at < LEN {
         // SAFETY: as above.
         unsafe { *to.add(at) = *from.add(at) };
         at += 1;
@@ -132,7 +256,11 @@ mod tests {
             &Frame {
                 inner_bytes: inner.len() as u16,
                 vni_word: vni_word(Vni::new(0x01_0203).unwrap()),
-                ecn,
+                marks: Marks {
+                    tos: ecn,
+                    ttl: 0,
+                    df: false,
+                },
                 source_port: 50_000,
                 identification,
                 inner_sum: checksum::bytes(inner),
@@ -155,7 +283,7 @@ mod tests {
                     proptest::prop_assert_eq!(outer.udp.checksum, [0, 0]);
                 } else {
                     proptest::prop_assert_ne!(outer.udp.checksum, [0, 0]);
-                    proptest::prop_assert!(decap::udp_checksum_is_right(&outer.ip, &outer.udp, sum));
+                    proptest::prop_assert!(decap::udp_checksum_is_right(outer, sum));
                 }
                 proptest::prop_assert_eq!(&frame[OuterV4::LEN..], &inner[..]);
             }

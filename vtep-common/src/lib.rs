@@ -14,6 +14,7 @@ pub mod encap;
 pub mod fdb;
 pub mod flow;
 pub mod layout;
+pub mod lco;
 pub mod outcome;
 pub mod wire;
 

@@ -9,6 +9,7 @@ pub const ETH_P_RARP: u16 = 0x8035;
 pub const ETH_P_8021Q: u16 = 0x8100;
 pub const ETH_P_IPV6: u16 = 0x86dd;
 pub const ETH_P_8021AD: u16 = 0x88a8;
+pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;
 pub const IPPROTO_UDP: u8 = 17;
 pub const IPPROTO_ICMPV6: u8 = 58;
@@ -151,6 +152,46 @@ pub struct InnerHead {
     pub first: [u8; 2],
 }
 
+/// An inner IPv4 frame up to the end of its fixed header.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct InnerIpv4 {
+    pub eth: Ethernet,
+    pub ip: Ipv4,
+}
+
+/// Same, IPv6.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct InnerIpv6 {
+    pub eth: Ethernet,
+    pub ip: Ipv6,
+}
+
+/// TCP header without options (RFC 9293).
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Tcp {
+    pub source: [u8; 2],
+    pub destination: [u8; 2],
+    pub sequence: [u8; 4],
+    pub acknowledgment: [u8; 4],
+    /// Data offset in 4-byte words, in the upper half.
+    pub offset: u8,
+    pub flags: u8,
+    pub window: [u8; 2],
+    pub checksum: [u8; 2],
+    pub urgent: [u8; 2],
+}
+
+impl Tcp {
+    /// Length of the header with options, bytes.
+    #[inline(always)]
+    pub fn header_bytes(&self) -> u32 {
+        (self.offset >> 4) as u32 * 4
+    }
+}
+
 /// IPv4 header and the first four bytes of what follows: TCP, UDP, SCTP ports.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -168,7 +209,8 @@ pub struct Ipv6Flow {
 }
 
 wire!(
-    Ethernet, Ipv4, Ipv6, Udp, Vxlan, OuterV4, OuterV6, InnerHead, Ipv4Flow, Ipv6Flow
+    Ethernet, Ipv4, Ipv6, Udp, Tcp, Vxlan, OuterV4, OuterV6, InnerHead, InnerIpv4, InnerIpv6,
+    Ipv4Flow, Ipv6Flow
 );
 const _: () = assert!(OuterV4::LEN == 50 && OuterV6::LEN == 70 && InnerHead::LEN == 16);
 const _: () = assert!(Ipv4Flow::LEN == 24 && Ipv6Flow::LEN == 44);

@@ -1,62 +1,80 @@
 //! From a VM towards the wire or another port: know the sender, find the
-//! receiver, put the outer header in front, redirect.
+//! receiver, put the outer header in front, redirect. The same at both hooks;
+//! what differs is in `xdp` and `skb`.
 
 use vtep_common::Outcome::{self, *};
 use vtep_common::decap::{self, Inner};
-use vtep_common::encap::{self, Frame};
+use vtep_common::encap::{Frame, Marks};
 use vtep_common::layout::{Config, FdbKey, Location, Port, PortKey, Remote, SegmentId};
-use vtep_common::wire::{Ethernet, InnerHead, OuterV4, Wire};
-use vtep_common::{ecn, flow};
+use vtep_common::wire::{Ethernet, InnerHead, Wire};
 
 use crate::Verdict;
 use crate::maps;
 use crate::packet::Packet;
 
+/// A frame at a port, at one of the hooks.
+pub trait FromPort: Packet {
+    /// Carries a VLAN tag that is not among its bytes.
+    fn has_tag(&self) -> bool;
+    /// Length of the longest frame that will be on the wire; `None` where it
+    /// cannot be told.
+    fn longest_bytes(&self, head: &InnerHead) -> Option<u32>;
+    /// Whether the hook can do it for this kind of frame.
+    fn can_encapsulate(&self, head: &InnerHead, remote: &Remote) -> Result<(), Outcome>;
+    fn flow_hash(&self, head: &InnerHead) -> u32;
+    /// UDP source port, host order.
+    fn source_port(&self, hash: u32, remote: &Remote, config: &Config) -> u16;
+    /// Folded sum of the frame as it will be on the wire.
+    fn inner_sum(&self, head: &InnerHead) -> Result<u16, Outcome>;
+    /// Name the device the frame leaves by; false where it is no target.
+    #[must_use]
+    fn choose(&self, ifindex: u32) -> bool;
+    /// Put the headers in front. An outcome that passes leaves the frame as it was.
+    fn encapsulate(&mut self, remote: &Remote, frame: &Frame) -> Outcome;
+}
+
 /// What is left to do when every decision is made.
 enum Way {
-    /// As it is, to the chosen device.
-    Local,
+    /// As it is, to the device.
+    Local(u32),
     /// Behind the headers of a remote.
     Remote(&'static Remote, Frame),
 }
 
+/// Where the frame ended, and the device that was chosen.
 #[inline(always)]
-pub fn forward(packet: &mut Packet<'_>) -> Verdict {
+pub fn forward<P: FromPort>(packet: &mut P) -> (Verdict, u32) {
     let bytes = packet.len();
     let mut segment = 0;
+    let mut target = 0;
     let outcome = match lookup(packet, bytes, &mut segment) {
-        Ok(Way::Local) => EgressLocal,
-        Ok(Way::Remote(remote, frame)) => encapsulate(packet, remote, &frame),
+        Ok(Way::Local(ifindex)) => {
+            target = ifindex;
+            EgressLocal
+        }
+        Ok(Way::Remote(remote, frame)) => {
+            target = remote.ifindex;
+            packet.encapsulate(remote, &frame)
+        }
         Err(outcome) => outcome,
     };
-    Verdict {
+    let verdict = Verdict {
         outcome,
         segment,
         bytes,
-    }
-}
-
-#[inline(always)]
-fn encapsulate(packet: &mut Packet<'_>, remote: &Remote, frame: &Frame) -> Outcome {
-    if !packet.adjust_head(-(OuterV4::LEN as i32)) {
-        return EgressPassNoHeadroom;
-    }
-    // Cannot fail: the room has just been made. The verifier wants to see it.
-    let Some(outer) = packet.get_mut::<OuterV4>(0) else {
-        return EgressPassNoHeadroom;
     };
-    encap::write_v4(outer, remote, frame);
-    EgressRemote
+    (verdict, target)
 }
 
 /// Everything up to the choice of the device; the frame is only read.
 #[inline(always)]
-fn lookup(packet: &Packet<'_>, bytes: u32, segment: &mut SegmentId) -> Result<Way, Outcome> {
+fn lookup<P: FromPort>(packet: &P, bytes: u32, segment: &mut SegmentId) -> Result<Way, Outcome> {
     let ifindex = packet.ifindex();
     let port = maps::port(PortKey::new(ifindex, 0)).ok_or(EgressPassUnconfigured)?;
     *segment = port.segment;
     let head = packet.get::<InnerHead>(0).ok_or(EgressPassMalformed)?;
     match decap::classify(head, packet.get(Ethernet::LEN), packet.get(Ethernet::LEN)) {
+        Inner::Plain if packet.has_tag() => return Err(EgressPassInnerType),
         Inner::Plain => {}
         Inner::Multicast => return Err(EgressPassMulticast),
         Inner::Control => return Err(EgressPassInnerType),
@@ -69,8 +87,10 @@ fn lookup(packet: &Packet<'_>, bytes: u32, segment: &mut SegmentId) -> Result<Wa
     let entry = maps::fdb(key, config).ok_or(EgressPassUnknownDestination)?;
     let location = entry.location().ok_or(EgressPassKernelDestination)?;
     match location.kind() {
-        Location::KIND_REMOTE => to_remote(packet, head, port, location.index(), bytes),
-        Location::KIND_PORT => to_port(port, ifindex, location.index(), bytes),
+        Location::KIND_REMOTE => to_remote(packet, head, port, location.index(), bytes, config),
+        Location::KIND_PORT | Location::KIND_PORT_GRO | Location::KIND_PORT_STACK => {
+            to_port(packet, head, port, ifindex, location)
+        }
         _ => Err(EgressPassKernelDestination),
     }
 }
@@ -102,31 +122,40 @@ fn know_sender(
 }
 
 #[inline(always)]
-fn to_remote(
-    packet: &Packet<'_>,
+fn to_remote<P: FromPort>(
+    packet: &P,
     head: &InnerHead,
     port: &Port,
     slot: u32,
     bytes: u32,
+    config: &Config,
 ) -> Result<Way, Outcome> {
     let remote = maps::remote(slot).ok_or(EgressPassKernelDestination)?;
-    if bytes > port.tunnel_max_bytes as u32 {
+    let longest = packet.longest_bytes(head).ok_or(EgressPassTooLong)?;
+    if longest > port.tunnel_max_bytes as u32 {
         return Err(EgressPassTooLong);
     }
-    let hash = flow::hash(head, packet.get(Ethernet::LEN), packet.get(Ethernet::LEN));
+    packet.can_encapsulate(head, remote)?;
+    let hash = packet.flow_hash(head);
     let inner_sum = if remote.wants_udp_checksum() {
-        packet.sum_from(0).ok_or(EgressPassTooLong)?
+        packet.inner_sum(head)?
     } else {
         0
     };
-    if !maps::redirect(remote.ifindex) {
+    if !packet.choose(remote.ifindex) {
         return Err(EgressPassNoTarget);
     }
     let frame = Frame {
+        // Of a superframe not more than its lower bits; the segments get their own.
         inner_bytes: bytes as u16,
         vni_word: port.vni_word,
-        ecn: head.traffic_class().map_or(0, ecn::encap),
-        source_port: flow::source_port(hash, remote.port_min, remote.port_count),
+        marks: Marks::of(
+            remote,
+            head,
+            packet.get(Ethernet::LEN),
+            packet.get(Ethernet::LEN),
+        ),
+        source_port: packet.source_port(hash, remote, config),
         // Unique in a flow while its fragments may be under way (RFC 6864 section 4.2); the hash
         // keeps flows of several CPUs apart.
         identification: (hash ^ maps::encapsulated_frames(port.segment)) as u16,
@@ -136,15 +165,24 @@ fn to_remote(
 }
 
 #[inline(always)]
-fn to_port(port: &Port, from: u32, to: u32, bytes: u32) -> Result<Way, Outcome> {
+fn to_port<P: FromPort>(
+    packet: &P,
+    head: &InnerHead,
+    port: &Port,
+    from: u32,
+    location: Location,
+) -> Result<Way, Outcome> {
+    let to = location.index();
     if from == to {
         return Err(EgressPassSamePort);
     }
-    if bytes > port.local_max_bytes as u32 {
+    let longest = packet.longest_bytes(head).ok_or(EgressPassTooLong)?;
+    if longest > port.local_max_bytes as u32 {
         return Err(EgressPassTooLong);
     }
-    if !maps::redirect(to) {
+    // A port that takes no frames from XDP is no target of it.
+    if !packet.choose(to) {
         return Err(EgressPassNoTarget);
     }
-    Ok(Way::Local)
+    Ok(Way::Local(to))
 }

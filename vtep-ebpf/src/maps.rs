@@ -7,7 +7,7 @@ use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
 use vtep_common::Outcome;
 use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, Location, Port, PortKey, Remote, Segment, SegmentId, VniKey,
+    Config, Counter, FdbKey, Location, PeerKey, Port, PortKey, Remote, Segment, SegmentId, VniKey,
     stats_index,
 };
 
@@ -25,6 +25,8 @@ static PORTS: HashMap<PortKey, Port> = HashMap::with_max_entries(64, 0);
 #[map]
 static VNIS: HashMap<VniKey, Segment> = HashMap::with_max_entries(16, 0);
 #[map]
+static PEERS: HashMap<PeerKey, u8> = HashMap::with_max_entries(64, 0);
+#[map]
 static TX_PORTS: DevMapHash = DevMapHash::with_max_entries(64, 0);
 #[map]
 static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -41,6 +43,12 @@ pub fn segment(key: VniKey) -> Option<&'static Segment> {
     // SAFETY: elements are replaced, never edited; a recycled one reads as another segment of this
     // host, whose local address and FDB keys then do not match.
     unsafe { VNIS.get(key) }
+}
+
+/// R10: whether a strict segment takes frames from an address.
+#[inline(always)]
+pub fn is_peer(key: &PeerKey) -> bool {
+    PEERS.get_ptr(key).is_some()
 }
 
 /// Segment, VNI and limits of the port a frame came from.

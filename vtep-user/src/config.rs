@@ -34,7 +34,7 @@ mode = "native"
 
 # One table for each port that is not to be decided by its offload features.
 [ports.tap0]
-# "auto", "xdp" or "kernel" (never accelerated).
+# "auto", "xdp", "tcx" or "kernel" (never accelerated).
 hook = "xdp"
 "#;
 

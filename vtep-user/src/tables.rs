@@ -1,20 +1,31 @@
 //! What the model wants to be in the BPF maps, as values: the only language
 //! between `model` (decides) and `dataplane` (writes). No I/O.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use vtep_common::fdb::Value;
-use vtep_common::layout::{Config, FdbKey, Location, Port, PortKey, Remote, Segment, VniKey};
+use vtep_common::layout::{
+    Config, FdbKey, Location, PeerKey, Port, PortKey, Remote, Segment, VniKey,
+};
 
 use crate::kernel::IfIndex;
 
 /// Which program runs on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Program {
-    /// On an uplink: from the wire towards the VMs.
+    /// On an uplink, XDP: from the wire towards the VMs. The tcx program that
+    /// finishes the way through the stack comes and goes with it.
     Ingress,
     /// On a port: from a VM towards the wire.
     Egress,
+}
+
+/// Where on a device a program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Hook {
+    Xdp(XdpMode),
+    /// On socket buffers that come from the device: offloads are kept. Ports only.
+    Tcx,
 }
 
 /// How XDP runs on a device.
@@ -49,6 +60,9 @@ pub enum TableUpdate {
         value: Segment,
     },
     SegmentDel(VniKey),
+    /// An address that a strict segment takes frames from.
+    Peer(PeerKey),
+    PeerDel(PeerKey),
     Port {
         key: PortKey,
         value: Port,
@@ -62,7 +76,7 @@ pub enum TableUpdate {
     Attach {
         ifindex: IfIndex,
         program: Program,
-        mode: XdpMode,
+        hook: Hook,
     },
     Detach(IfIndex),
 }
@@ -86,9 +100,10 @@ pub struct Tables {
     pub locations: BTreeMap<u32, Location>,
     pub targets: Vec<IfIndex>,
     pub segments: BTreeMap<VniKey, Segment>,
+    pub peers: BTreeSet<PeerKey>,
     pub ports: BTreeMap<PortKey, Port>,
     pub fdb: HashMap<FdbKey, Value>,
-    pub hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
+    pub hooks: BTreeMap<IfIndex, (Program, Hook)>,
 }
 
 /// Sizes of the maps, entries.

@@ -515,11 +515,11 @@ fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
         _ => false,
     };
     let fits = (16..=world.local_max).contains(&inner.frame.len());
-    let ecn_is_kept = inner
+    let ecn_is_merged = inner
         .tos
-        .is_none_or(|tos| ecn::decap_is_identity(outer.tos, tos));
+        .is_none_or(|tos| ecn::decap(outer.tos, tos) != ecn::Decap::Refuse);
     match () {
-        () if !inner.plain || !fits || !ecn_is_kept => Way::Pass,
+        () if !inner.plain || !fits || !ecn_is_merged => Way::Pass,
         () if is_learned(inner.source) || is_learned(inner.destination) => Way::Either,
         () if !local => Way::Pass,
         () if behind => Way::Fast,

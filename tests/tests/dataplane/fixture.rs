@@ -16,7 +16,7 @@ use vtep_common::layout::{
 };
 use vtep_common::{MacAddr, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
-use vtep_user::tables::{Capacity, Program, TableUpdate, Tables, XdpMode};
+use vtep_user::tables::{Capacity, Hook, Program, TableUpdate, Tables, XdpMode};
 
 pub const CAPACITY: Capacity = Capacity {
     fdb: 1000,
@@ -179,7 +179,7 @@ impl World {
         TableUpdate::Attach {
             ifindex: self.ports[port],
             program,
-            mode: XdpMode::Native,
+            hook: Hook::Xdp(XdpMode::Native),
         }
     }
 
@@ -293,13 +293,15 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
             TableUpdate::SegmentDel(key) => drop(tables.segments.remove(&key)),
             TableUpdate::Port { key, value } => drop(tables.ports.insert(key, value)),
             TableUpdate::PortDel(key) => drop(tables.ports.remove(&key)),
+            TableUpdate::Peer(key) => drop(tables.peers.insert(key)),
+            TableUpdate::PeerDel(key) => drop(tables.peers.remove(&key)),
             TableUpdate::Fdb { key, value } => drop(tables.fdb.insert(key, value)),
             TableUpdate::FdbDel(key) => drop(tables.fdb.remove(&key)),
             TableUpdate::Attach {
                 ifindex,
                 program,
-                mode,
-            } => drop(tables.hooks.insert(ifindex, (program, mode))),
+                hook,
+            } => drop(tables.hooks.insert(ifindex, (program, hook))),
             TableUpdate::Detach(ifindex) => drop(tables.hooks.remove(&ifindex)),
         }
     }

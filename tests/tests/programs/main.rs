@@ -3,11 +3,12 @@
 
 mod fixture;
 mod frames;
+mod hooks;
 
 use fixture::*;
 use frames::*;
 use vtep_common::layout::{Config, Place, SEGMENT_LEARNING};
-use vtep_common::{MacAddr, Outcome, checksum};
+use vtep_common::{MacAddr, Outcome, checksum, ecn};
 
 /// A frame that must pass: same bytes, the kernel's action, this outcome.
 fn assert_passes(run: &Run, frame: &[u8], outcome: Outcome, what: &str) {
@@ -456,7 +457,7 @@ fn r12_own_address_as_outer_source_is_dropped_and_counted() {
 }
 
 #[test]
-fn r27_ecn_cells_that_change_nothing_are_fast() {
+fn r27_every_ecn_cell_is_merged_or_left_to_the_kernel() {
     World::run(|w| {
         for outer_tos in 0..4u8 {
             for inner_tos in 0..4u8 {
@@ -467,11 +468,15 @@ fn r27_ecn_cells_that_change_nothing_are_fast() {
                 }
                 .bytes();
                 let run = w.ingress(&frame);
-                if vtep_common::ecn::decap_is_identity(outer_tos, inner_tos) {
-                    assert_eq!((run.outcome, run.frame), (Outcome::IngressLocal, inner));
-                } else {
-                    assert_passes(&run, &frame, Outcome::IngressPassEcn, "ECN");
-                }
+                let expected = match ecn::decap(outer_tos, inner_tos) {
+                    ecn::Decap::Keep => inner,
+                    ecn::Decap::Set(mark) => with_tos(&inner, mark),
+                    ecn::Decap::Refuse => {
+                        assert_passes(&run, &frame, Outcome::IngressPassEcn, "ECN");
+                        continue;
+                    }
+                };
+                assert_eq!((run.outcome, run.frame), (Outcome::IngressLocal, expected));
             }
         }
     });

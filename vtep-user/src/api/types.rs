@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
-use vtep_common::layout::SegmentId;
+use vtep_common::layout::{SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use super::values::{HostIp, IfName, StationMac};
@@ -20,6 +20,7 @@ pub const DEFAULT_UDP_PORT: u16 = 4789;
 #[serde(rename_all = "lowercase")]
 pub enum Hook {
     Xdp,
+    Tcx,
 }
 
 /// How XDP runs: in the driver, or behind it (slow; only when asked for).
@@ -49,6 +50,40 @@ impl From<tables::XdpMode> for XdpMode {
     }
 }
 
+impl From<tables::Hook> for Hook {
+    fn from(hook: tables::Hook) -> Self {
+        match hook {
+            tables::Hook::Xdp(_) => Self::Xdp,
+            tables::Hook::Tcx => Self::Tcx,
+        }
+    }
+}
+
+/// How frames from the wire reach a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IngressWay {
+    /// Redirected by XDP.
+    Xdp,
+    /// TCP merged by GRO, other frames redirected by XDP.
+    Gro,
+    /// Through the stack: the device takes no frames from XDP.
+    Stack,
+    /// Left to the kernel: jumbo frames.
+    Kernel,
+}
+
+impl From<Via> for IngressWay {
+    fn from(via: Via) -> Self {
+        match via {
+            Via::Xdp => Self::Xdp,
+            Via::Gro => Self::Gro,
+            Via::Stack => Self::Stack,
+            Via::Kernel => Self::Kernel,
+        }
+    }
+}
+
 /// What the user wants at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -58,6 +93,8 @@ pub enum PortHook {
     Auto,
     /// XDP, whatever the features say.
     Xdp,
+    /// tcx: offloads are kept.
+    Tcx,
     /// Never accelerated.
     Kernel,
 }
@@ -120,6 +157,8 @@ pub struct PortStatus {
     pub vni: Vni,
     pub hook: Option<Hook>,
     pub mode: Option<XdpMode>,
+    /// How frames from the wire reach it; `None` where it is not accelerated.
+    pub ingress: Option<IngressWay>,
     pub accelerated: bool,
     pub reason: Option<String>,
 }

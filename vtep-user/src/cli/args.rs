@@ -208,9 +208,10 @@ Examples:
         /// Segment
         #[arg(long, value_name = "N")]
         vni: Vni,
-        /// auto: by the port's offload features; xdp: always; kernel: never accelerated
+        /// auto: by the port's offload features; xdp: its owner sends plain frames; tcx: it uses
+        /// offloads; kernel: never accelerated
         #[arg(long, value_enum, hide_possible_values = true)]
-        #[arg(default_value = "auto", value_name = "auto|xdp|kernel")]
+        #[arg(default_value = "auto", value_name = "auto|xdp|tcx|kernel")]
         hook: PortHook,
     },
     /// Detach a device from its segment

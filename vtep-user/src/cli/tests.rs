@@ -49,7 +49,7 @@ fn wrong_values_are_one_line_that_names_value_and_rule() {
         ("vni add 1 --bridge x --vxlan x", &["both called x"]),
         (
             "port add tap0 --vni 100 --hook tc",
-            &["'tc'", "auto, xdp, kernel"],
+            &["'tc'", "auto, xdp, tcx, kernel"],
         ),
         ("port add a/b --vni 100", &["`a/b` is not a device name"]),
         (

@@ -5,8 +5,8 @@ use std::fmt::Display;
 
 use super::table::{Colour, Table};
 use crate::api::types::{
-    FdbRow, Hook, Location, Owner, PortStatus, RemoteRow, ResyncReport, SegmentStatus, Stats,
-    Status, UplinkStatus, VniRow, XdpMode,
+    FdbRow, Hook, IngressWay, Location, Owner, PortStatus, RemoteRow, ResyncReport, SegmentStatus,
+    Stats, Status, UplinkStatus, VniRow, XdpMode,
 };
 
 fn or_dash(value: Option<impl Display>) -> String {
@@ -30,6 +30,16 @@ fn list(values: &[impl Display]) -> String {
 fn hook(hook: Option<Hook>) -> String {
     or_dash(hook.map(|hook| match hook {
         Hook::Xdp => "xdp",
+        Hook::Tcx => "tcx",
+    }))
+}
+
+fn ingress(way: Option<IngressWay>) -> String {
+    or_dash(way.map(|way| match way {
+        IngressWay::Xdp => "xdp",
+        IngressWay::Gro => "gro",
+        IngressWay::Stack => "stack",
+        IngressWay::Kernel => "kernel",
     }))
 }
 
@@ -164,7 +174,7 @@ pub fn vnis(rows: &[VniRow], colour: Colour) -> String {
 
 /// `vtep port show`.
 pub fn ports(rows: &[PortStatus], colour: Colour) -> String {
-    let mut table = Table::new(&["PORT", ">VNI", "HOOK", "MODE", "ACCELERATED"]);
+    let mut table = Table::new(&["PORT", ">VNI", "HOOK", "MODE", "INGRESS", "ACCELERATED"]);
     for port in rows {
         table.row(
             !port.accelerated,
@@ -173,6 +183,7 @@ pub fn ports(rows: &[PortStatus], colour: Colour) -> String {
                 port.vni.to_string(),
                 hook(port.hook),
                 mode(port.mode),
+                ingress(port.ingress),
                 accelerated(port.accelerated, port.reason.as_deref()),
             ],
         );
@@ -327,9 +338,9 @@ eth1    xdp   native  yes
 VNI  BRIDGE  VLAN  VXLAN     LOCAL         UDP-PORT  LEARNING  ACCELERATED
 100  br100   -     vxlan100  198.51.100.1  4789      on        yes
 
-PORT   VNI  HOOK  MODE    ACCELERATED
-tap0   100  xdp   native  yes
-veth1  100  -     -       no: its owner uses offloads (tx-checksumming)
+PORT   VNI  HOOK  MODE    INGRESS  ACCELERATED
+tap0   100  xdp   native  xdp      yes
+veth1  100  -     -       -        no: its owner uses offloads (tx-checksumming)
 
 fdb 2 of 131072 entries, 0 map full, 1 overruns, 2 resyncs, 12 updates
 "

@@ -366,6 +366,8 @@ fn settings(options: &RunOptions) -> Settings {
             .map(|(name, port)| (name.to_string(), rows::hook_choice(port.hook)))
             .collect(),
         default_ttl: default_ttl(),
+        local_ports: local_ports(),
+        tcx: Dataplane::has_tcx(),
         capacity: Capacity {
             fdb: daemon.fdb_entries,
             // Each remote and each port has one; the rest is for endpoints.
@@ -384,6 +386,16 @@ fn default_ttl() -> u8 {
         .ok()
         .and_then(|text| text.trim().parse().ok())
         .unwrap_or(64)
+}
+
+/// Source ports of the kernel's own driver, first and last.
+fn local_ports() -> (u16, u16) {
+    let read = || {
+        let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+        let mut numbers = text.split_whitespace().map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    read().unwrap_or((32768, 60999))
 }
 
 /// Detach and unpin everything of an instance, and forget choices made by hand.

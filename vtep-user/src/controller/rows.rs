@@ -7,12 +7,12 @@ use vtep_common::{Fate, MacAddr, Outcome, Vni};
 
 use crate::api::ApiError;
 use crate::api::types::{
-    Count, Counters, DirectionStats, FdbFilter, FdbRow, Hook, Location, Owner, PortHook,
-    PortStatus, RemoteRow, SegmentStats, SegmentStatus, Stats, Status, Target, UplinkStatus,
-    VniRow,
+    Count, Counters, DirectionStats, FdbFilter, FdbRow, Location, Owner, PortHook, PortStatus,
+    RemoteRow, SegmentStats, SegmentStatus, Stats, Status, Target, UplinkStatus, VniRow, XdpMode,
 };
 use crate::host;
 use crate::model::{self, HookChoice};
+use crate::tables;
 
 use super::Controller;
 
@@ -152,10 +152,18 @@ fn uplink(row: model::UplinkRow) -> UplinkStatus {
     UplinkStatus {
         name: row.name,
         ifindex: row.ifindex,
-        accelerated: row.mode.is_some(),
-        hook: row.mode.map(|_| Hook::Xdp),
-        mode: row.mode.map(Into::into),
+        accelerated: row.hook.is_some(),
+        hook: row.hook.map(Into::into),
+        mode: row.hook.and_then(mode),
         reason: row.reason,
+    }
+}
+
+/// How XDP runs, where it is XDP.
+fn mode(hook: tables::Hook) -> Option<XdpMode> {
+    match hook {
+        tables::Hook::Xdp(mode) => Some(mode.into()),
+        tables::Hook::Tcx => None,
     }
 }
 
@@ -179,9 +187,10 @@ fn port(row: model::PortRow) -> PortStatus {
         name: row.name,
         ifindex: row.ifindex,
         vni: row.vni,
-        hook: row.mode.map(|_| Hook::Xdp),
-        mode: row.mode.map(Into::into),
-        accelerated: row.mode.is_some(),
+        hook: row.hook.map(Into::into),
+        mode: row.hook.and_then(mode),
+        ingress: row.via.map(Into::into),
+        accelerated: row.hook.is_some(),
         reason: row.reason,
     }
 }
@@ -233,6 +242,7 @@ pub fn hook_choice(hook: PortHook) -> HookChoice {
     match hook {
         PortHook::Auto => HookChoice::Auto,
         PortHook::Xdp => HookChoice::Xdp,
+        PortHook::Tcx => HookChoice::Tcx,
         PortHook::Kernel => HookChoice::Kernel,
     }
 }

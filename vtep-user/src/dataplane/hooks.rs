@@ -1,6 +1,7 @@
-//! XDP on devices: pinned links, named `<ifindex>-<mode>`. Attaching pins at
-//! once, so that the link outlives this process; a new program goes into a link
-//! in place. Used by `dataplane` only.
+//! Programs on devices: pinned links, named `<ifindex>-<hook>`. Attaching pins
+//! at once, so that the link outlives this process; a new program goes into a
+//! link in place. An uplink has two: XDP marks frames for the tcx program, so
+//! that one comes first and goes last. Used by `dataplane` only.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,107 +12,152 @@ use std::path::{Path, PathBuf};
 use super::sys::{self, Kind, LinkInfo, TcHook};
 use super::{DataplaneError, HookStatus, pins, rtnl};
 use crate::kernel::IfIndex;
-use crate::tables::{Program, XdpMode};
+use crate::tables::{Hook, Program, XdpMode};
 
 pub const INGRESS: &str = "vtep_ingress";
 pub const EGRESS: &str = "vtep_egress";
+pub const PORT: &str = "vtep_port";
+pub const UPLINK: &str = "vtep_uplink";
 
 /// The loaded programs.
 pub struct Programs {
     pub ingress: OwnedFd,
     pub egress: OwnedFd,
+    pub port: OwnedFd,
+    pub uplink: OwnedFd,
 }
 
 impl Programs {
-    fn get(&self, program: Program) -> &OwnedFd {
-        match program {
-            Program::Ingress => &self.ingress,
-            Program::Egress => &self.egress,
+    fn get(&self, program: Program, hook: Hook) -> &OwnedFd {
+        match (program, hook) {
+            (Program::Ingress, _) => &self.ingress,
+            (Program::Egress, Hook::Xdp(_)) => &self.egress,
+            (Program::Egress, Hook::Tcx) => &self.port,
         }
+    }
+
+    pub fn all(&self) -> [&OwnedFd; 4] {
+        [&self.ingress, &self.egress, &self.port, &self.uplink]
+    }
+
+    fn contain(&self, id: u32) -> bool {
+        let info = |fd: &OwnedFd| sys::program_info(fd.as_fd());
+        self.all()
+            .into_iter()
+            .any(|fd| info(fd).is_ok_and(|info| info.id == id))
     }
 }
 
-struct Hook {
-    link: OwnedFd,
-    program: Program,
-    mode: XdpMode,
+/// A link and its name in bpffs.
+struct Link {
+    fd: OwnedFd,
     path: PathBuf,
 }
 
-impl Hook {
+impl Link {
     /// The kernel's view; `None` once the device is gone.
     fn info(&self) -> Option<LinkInfo> {
-        let info = sys::link_info(self.link.as_fd()).ok()?;
+        let info = sys::link_info(self.fd.as_fd()).ok()?;
         info.ifindex().is_some().then_some(info)
     }
+
+    fn remove(&self) -> io::Result<()> {
+        detach_and_unpin(&self.fd, &self.path)
+    }
+}
+
+struct Attached {
+    link: Link,
+    program: Program,
+    hook: Hook,
+    /// The tcx program of an uplink.
+    stack: Option<Link>,
 }
 
 /// The links of one instance.
 pub struct Hooks {
     directory: PathBuf,
     programs: Programs,
-    hooks: BTreeMap<IfIndex, Hook>,
+    hooks: BTreeMap<IfIndex, Attached>,
 }
 
 impl Hooks {
     /// Take over the links in `directory`: links without a device are removed,
     /// the others get the new programs, in place. Checks all before the first change.
     pub fn adopt(directory: PathBuf, programs: Programs) -> Result<Self, DataplaneError> {
-        let mut hooks = BTreeMap::new();
+        let mut here = Vec::new();
         let mut idle = Vec::new();
         let mut elsewhere = Vec::new();
         for path in pins::entries(&directory)? {
             let pinned = Pinned::open(path)?;
             match pinned.info.ifindex() {
                 None => idle.push(pinned),
-                Some(ifindex) if runs_here(ifindex, pinned.info.program_id) => {
-                    hooks.insert(ifindex, pinned);
+                Some(ifindex) if runs_here(ifindex, pinned.hook, pinned.info.program_id) => {
+                    here.push((ifindex, pinned));
                 }
                 Some(_) => elsewhere.push(pinned),
             }
         }
         // A device that was moved away leaves one such link; all of them means
         // that this is the wrong place.
-        if hooks.is_empty() && !elsewhere.is_empty() {
-            let ifindexes: Vec<String> = elsewhere
+        if here.is_empty() && !elsewhere.is_empty() {
+            let mut ifindexes: Vec<String> = elsewhere
                 .iter()
                 .filter_map(|pinned| Some(pinned.info.ifindex()?.to_string()))
                 .collect();
+            ifindexes.dedup();
             return Err(DataplaneError::OtherNamespace {
                 path: directory,
                 ifindexes: ifindexes.join(", "),
             });
         }
         for pinned in idle.into_iter().chain(elsewhere) {
-            let path = &pinned.path;
+            let path = &pinned.link.path;
             tracing::info!("{}: the device is gone, link removed", path.display());
-            detach_and_unpin(&pinned.link, path)
-                .map_err(|e| DataplaneError::kernel(format!("remove {}", path.display()), e))?;
+            pinned.remove()?;
         }
-        let mut adopted = BTreeMap::new();
-        for (ifindex, pinned) in hooks {
-            match sys::link_update(pinned.link.as_fd(), programs.get(pinned.program).as_fd()) {
-                Ok(()) => {
-                    adopted.insert(ifindex, pinned.into_hook());
-                }
+        let mut this = Self {
+            directory,
+            programs,
+            hooks: BTreeMap::new(),
+        };
+        let mut stacks = BTreeMap::new();
+        for (ifindex, pinned) in here {
+            let program = match pinned.program {
+                Some(program) => this.programs.get(program, pinned.hook),
+                None => &this.programs.uplink,
+            };
+            match sys::link_update(pinned.link.fd.as_fd(), program.as_fd()) {
+                Ok(()) => match pinned.program {
+                    Some(program) => {
+                        let attached = Attached {
+                            link: pinned.link,
+                            program,
+                            hook: pinned.hook,
+                            stack: None,
+                        };
+                        this.hooks.insert(ifindex, attached);
+                    }
+                    None => drop(stacks.insert(ifindex, pinned)),
+                },
                 // The device went away just now.
-                Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => {
-                    let path = &pinned.path;
-                    detach_and_unpin(&pinned.link, path).map_err(|e| {
-                        DataplaneError::kernel(format!("remove {}", path.display()), e)
-                    })?;
-                }
+                Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => pinned.remove()?,
                 Err(e) => {
-                    let what = format!("replace the program of {}", pinned.path.display());
+                    let what = format!("replace the program of {}", pinned.link.path.display());
                     return Err(DataplaneError::kernel(what, e));
                 }
             }
         }
-        Ok(Self {
-            directory,
-            programs,
-            hooks: adopted,
-        })
+        for (ifindex, pinned) in stacks {
+            match this.hooks.get_mut(&ifindex) {
+                Some(uplink) if uplink.program == Program::Ingress => {
+                    uplink.stack = Some(pinned.link);
+                }
+                // A death between the two.
+                _ => pinned.remove()?,
+            }
+        }
+        Ok(this)
     }
 
     pub fn programs(&self) -> &Programs {
@@ -123,12 +169,12 @@ impl Hooks {
         self.hooks
             .iter()
             .filter_map(|(ifindex, hook)| {
-                let info = hook.info()?;
+                let info = hook.link.info()?;
                 Some((
                     *ifindex,
                     HookStatus {
                         program: hook.program,
-                        mode: hook.mode,
+                        hook: hook.hook,
                         program_id: info.program_id,
                         link_id: info.id,
                     },
@@ -138,67 +184,109 @@ impl Hooks {
     }
 
     /// The error is for people, without the name of the device.
-    pub fn attach(
-        &mut self,
-        ifindex: IfIndex,
-        program: Program,
-        mode: XdpMode,
-    ) -> Result<(), String> {
-        if let Some(filter) = foreign_tc(ifindex).map_err(|e| refusal(&e, mode, None))? {
+    pub fn attach(&mut self, ifindex: IfIndex, program: Program, hook: Hook) -> Result<(), String> {
+        if let Some(filter) = self
+            .foreign_tc(ifindex)
+            .map_err(|e| refusal(&e, hook, None))?
+        {
             return Err(filter);
         }
-        if let Some(hook) = self.hooks.get_mut(&ifindex) {
-            if hook.mode == mode && hook.info().is_some() {
-                sys::link_update(hook.link.as_fd(), self.programs.get(program).as_fd())
-                    .map_err(|e| refusal(&e, mode, None))?;
-                hook.program = program;
-                return Ok(());
+        if let Some(attached) = self.hooks.get_mut(&ifindex) {
+            if attached.hook == hook
+                && attached.program == program
+                && attached.link.info().is_some()
+            {
+                let fd = self.programs.get(program, hook).as_fd();
+                return sys::link_update(attached.link.fd.as_fd(), fd)
+                    .map_err(|e| refusal(&e, hook, None));
             }
             // Native and generic exclude each other; or the device is a new one.
             self.detach(ifindex)?;
         }
+        let stack = match program {
+            Program::Ingress if sys::has_tcx() => {
+                Some(self.create(ifindex, &self.programs.uplink, Hook::Tcx)?)
+            }
+            _ => None,
+        };
+        match self.create(ifindex, self.programs.get(program, hook), hook) {
+            Ok(link) => {
+                let attached = Attached {
+                    link,
+                    program,
+                    hook,
+                    stack,
+                };
+                self.hooks.insert(ifindex, attached);
+                Ok(())
+            }
+            Err(reason) => {
+                if let Some(stack) = stack {
+                    stack.remove().map_err(|e| removal(&e))?;
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    fn create(&self, ifindex: IfIndex, program: &OwnedFd, hook: Hook) -> Result<Link, String> {
         let path = self
             .directory
-            .join(format!("{ifindex}-{}", mode_name(mode)));
-        let flags = match mode {
-            XdpMode::Native => sys::XDP_NATIVE,
-            XdpMode::Generic => sys::XDP_GENERIC,
+            .join(format!("{ifindex}-{}", hook_name(hook)));
+        let created = match hook {
+            Hook::Tcx => sys::link_create_tcx(program.as_fd(), ifindex),
+            Hook::Xdp(XdpMode::Native) => {
+                sys::link_create_xdp(program.as_fd(), ifindex, sys::XDP_NATIVE)
+            }
+            Hook::Xdp(XdpMode::Generic) => {
+                sys::link_create_xdp(program.as_fd(), ifindex, sys::XDP_GENERIC)
+            }
         };
-        let program_fd = self.programs.get(program).as_fd();
-        let link = sys::link_create_xdp(program_fd, ifindex, flags)
-            .map_err(|e| refusal(&e, mode, rtnl::xdp_state(ifindex).ok()))?;
-        sys::pin(link.as_fd(), &path)
+        let fd = created.map_err(|e| refusal(&e, hook, rtnl::xdp_state(ifindex).ok()))?;
+        sys::pin(fd.as_fd(), &path)
             .map_err(|e| format!("{}: cannot be pinned: {e}", path.display()))?;
-        self.hooks.insert(
-            ifindex,
-            Hook {
-                link,
-                program,
-                mode,
-                path,
-            },
-        );
-        Ok(())
+        Ok(Link { fd, path })
     }
 
     /// Nothing to do where nothing is attached.
     pub fn detach(&mut self, ifindex: IfIndex) -> Result<(), String> {
         if let Some(hook) = self.hooks.get(&ifindex) {
-            detach_and_unpin(&hook.link, &hook.path)
-                .map_err(|e| format!("the link cannot be removed: {e}"))?;
+            hook.link.remove().map_err(|e| removal(&e))?;
+            if let Some(stack) = &hook.stack {
+                stack.remove().map_err(|e| removal(&e))?;
+            }
             self.hooks.remove(&ifindex);
         }
         Ok(())
+    }
+
+    /// A tc program or filter on the device, which frames that are redirected
+    /// would not see (R41). In words, as a reason not to accelerate.
+    pub fn foreign_tc(&self, ifindex: IfIndex) -> io::Result<Option<String>> {
+        for (hook, name) in [(TcHook::Ingress, "ingress"), (TcHook::Egress, "egress")] {
+            let mut programs = sys::tcx_programs(ifindex, hook)?.into_iter();
+            if let Some(id) = programs.find(|id| !self.programs.contain(*id)) {
+                return Ok(Some(format!(
+                    "tc program of somebody else (tcx {name}, id {id})"
+                )));
+            }
+            if let Some(kind) = rtnl::tc_filter(ifindex, hook)? {
+                return Ok(Some(format!(
+                    "tc filter of somebody else (clsact {name}, {kind})"
+                )));
+            }
+        }
+        Ok(None)
     }
 }
 
 /// A link found in the directory.
 struct Pinned {
-    link: OwnedFd,
+    link: Link,
     info: LinkInfo,
-    program: Program,
-    mode: XdpMode,
-    path: PathBuf,
+    /// `None`: the tcx program of an uplink.
+    program: Option<Program>,
+    hook: Hook,
 }
 
 impl Pinned {
@@ -208,43 +296,45 @@ impl Pinned {
             path: path.clone(),
             reason: reason.to_owned(),
         };
-        let link = sys::open_pin(&path).map_err(failed)?;
-        if sys::kind(link.as_fd()) != Kind::Link {
+        let fd = sys::open_pin(&path).map_err(failed)?;
+        if sys::kind(fd.as_fd()) != Kind::Link {
             return Err(foreign("not a link"));
         }
-        let mode = parse_mode(&path).ok_or_else(|| foreign("unknown name"))?;
-        let info = sys::link_info(link.as_fd()).map_err(failed)?;
+        let hook = parse_hook(&path).ok_or_else(|| foreign("unknown name"))?;
+        let info = sys::link_info(fd.as_fd()).map_err(failed)?;
         let program = sys::program_by_id(info.program_id)
             .and_then(|program| sys::program_info(program.as_fd()))
             .map_err(failed)?
             .name();
         let program = match program.as_str() {
-            INGRESS => Program::Ingress,
-            EGRESS => Program::Egress,
+            INGRESS => Some(Program::Ingress),
+            EGRESS | PORT => Some(Program::Egress),
+            UPLINK => None,
             other => return Err(foreign(&format!("runs program {other}"))),
         };
         Ok(Self {
-            link,
+            link: Link { fd, path },
             info,
             program,
-            mode,
-            path,
+            hook,
         })
     }
 
-    fn into_hook(self) -> Hook {
-        Hook {
-            link: self.link,
-            program: self.program,
-            mode: self.mode,
-            path: self.path,
-        }
+    fn remove(&self) -> Result<(), DataplaneError> {
+        let path = &self.link.path;
+        self.link
+            .remove()
+            .map_err(|e| DataplaneError::kernel(format!("remove {}", path.display()), e))
     }
 }
 
 /// Whether the device of this number, in this network namespace, runs the program.
-fn runs_here(ifindex: IfIndex, program_id: u32) -> bool {
-    rtnl::xdp_state(ifindex).is_ok_and(|state| state.program_id == program_id)
+pub fn runs_here(ifindex: IfIndex, hook: Hook, program_id: u32) -> bool {
+    match hook {
+        Hook::Xdp(_) => rtnl::xdp_state(ifindex).is_ok_and(|state| state.program_id == program_id),
+        Hook::Tcx => sys::tcx_programs(ifindex, TcHook::Ingress)
+            .is_ok_and(|programs| programs.contains(&program_id)),
+    }
 }
 
 /// Detached first, so that a death before the unpin leaves an idle link, which
@@ -262,54 +352,44 @@ pub fn detach_and_unpin(link: &OwnedFd, path: &Path) -> io::Result<()> {
     }
 }
 
-/// A tc program or filter on the device, which frames that are redirected would
-/// not see (R41). In words, as a reason not to accelerate.
-pub fn foreign_tc(ifindex: IfIndex) -> io::Result<Option<String>> {
-    for (hook, name) in [(TcHook::Ingress, "ingress"), (TcHook::Egress, "egress")] {
-        if let Some(id) = sys::tcx_program(ifindex, hook)? {
-            return Ok(Some(format!(
-                "tc program of somebody else (tcx {name}, id {id})"
-            )));
-        }
-        if let Some(kind) = rtnl::tc_filter(ifindex, hook)? {
-            return Ok(Some(format!(
-                "tc filter of somebody else (clsact {name}, {kind})"
-            )));
-        }
-    }
-    Ok(None)
+fn removal(error: &io::Error) -> String {
+    format!("the link cannot be removed: {error}")
 }
 
-fn mode_name(mode: XdpMode) -> &'static str {
-    match mode {
-        XdpMode::Native => "native",
-        XdpMode::Generic => "generic",
+fn hook_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Xdp(XdpMode::Native) => "native",
+        Hook::Xdp(XdpMode::Generic) => "generic",
+        Hook::Tcx => "tcx",
     }
 }
 
-fn parse_mode(path: &Path) -> Option<XdpMode> {
-    let (ifindex, mode) = path.file_name()?.to_str()?.split_once('-')?;
+/// The hook that a link's name in bpffs tells.
+pub fn parse_hook(path: &Path) -> Option<Hook> {
+    let (ifindex, hook) = path.file_name()?.to_str()?.split_once('-')?;
     ifindex.parse::<IfIndex>().ok()?;
-    match mode {
-        "native" => Some(XdpMode::Native),
-        "generic" => Some(XdpMode::Generic),
-        _ => None,
-    }
+    let hooks = [
+        Hook::Xdp(XdpMode::Native),
+        Hook::Xdp(XdpMode::Generic),
+        Hook::Tcx,
+    ];
+    hooks.into_iter().find(|known| hook_name(*known) == hook)
 }
 
 /// Why the kernel did not attach, in words. The kernel's own text goes to a
 /// tracepoint only (bpf_xdp_link_attach_failed), so the usual causes are named.
-fn refusal(error: &io::Error, mode: XdpMode, device: Option<rtnl::XdpState>) -> String {
+fn refusal(error: &io::Error, hook: Hook, device: Option<rtnl::XdpState>) -> String {
     let errno = error.raw_os_error().unwrap_or(0);
     let device = device.unwrap_or_default();
     let mtu = device.mtu;
-    match (errno, mode) {
+    match (errno, hook) {
         (libc::EBUSY | libc::EEXIST, _) if device.program_id != 0 => {
             format!("another XDP program is attached (id {})", device.program_id)
         }
         (libc::EEXIST, _) => "a device on top of it runs an XDP program".to_owned(),
         (libc::ENODEV, _) => "no such device".to_owned(),
-        (libc::EOPNOTSUPP, XdpMode::Native) => {
+        (libc::EINVAL, Hook::Tcx) => "the kernel has no tcx: it needs Linux 6.6".to_owned(),
+        (libc::EOPNOTSUPP, Hook::Xdp(XdpMode::Native)) => {
             "the driver has no native XDP, or an offload (LRO, GRO_HW) excludes it: switch that \
              off, or ask for generic XDP, which is slow"
                 .to_owned()
@@ -318,11 +398,11 @@ fn refusal(error: &io::Error, mode: XdpMode, device: Option<rtnl::XdpState>) -> 
             "the MTU is too large for XDP in this driver: lower it (here {mtu}; of a veth, the \
              peer's MTU counts)"
         ),
-        (libc::EINVAL, XdpMode::Native) => format!(
+        (libc::EINVAL, Hook::Xdp(XdpMode::Native)) => format!(
             "the driver refuses XDP with its present settings: MTU {mtu}, number of queues or an \
              offload ({error})"
         ),
-        (libc::ENOMEM | libc::ENOSPC, XdpMode::Native) => {
+        (libc::ENOMEM | libc::ENOSPC, Hook::Xdp(XdpMode::Native)) => {
             format!("the driver has no queues or memory left for XDP ({error})")
         }
         _ => error.to_string(),
@@ -333,18 +413,18 @@ fn refusal(error: &io::Error, mode: XdpMode, device: Option<rtnl::XdpState>) -> 
 mod tests {
     use super::*;
 
-    fn reason(errno: i32, mode: XdpMode, program_id: u32) -> String {
+    fn reason(errno: i32, hook: Hook, program_id: u32) -> String {
         let device = rtnl::XdpState {
             mtu: 9000,
             attached: 1,
             program_id,
         };
-        refusal(&io::Error::from_raw_os_error(errno), mode, Some(device))
+        refusal(&io::Error::from_raw_os_error(errno), hook, Some(device))
     }
 
     #[test]
     fn refusals_name_cause_and_remedy() {
-        let native = XdpMode::Native;
+        let native = Hook::Xdp(XdpMode::Native);
         for (errno, program_id, part) in [
             (libc::EBUSY, 12, "another XDP program is attached (id 12)"),
             (libc::EEXIST, 12, "another XDP program is attached (id 12)"),
@@ -363,12 +443,13 @@ mod tests {
 
     #[test]
     fn names_of_links_are_parsed_strictly() {
-        for mode in [XdpMode::Native, XdpMode::Generic] {
-            let path = PathBuf::from(format!("links/7-{}", mode_name(mode)));
-            assert_eq!(parse_mode(&path), Some(mode));
+        let xdp = [XdpMode::Native, XdpMode::Generic].map(Hook::Xdp);
+        for hook in xdp.into_iter().chain([Hook::Tcx]) {
+            let path = PathBuf::from(format!("links/7-{}", hook_name(hook)));
+            assert_eq!(parse_hook(&path), Some(hook));
         }
         for name in ["7", "eth0-native", "7-skb", "-native", "7-native-x"] {
-            assert_eq!(parse_mode(Path::new(name)), None, "{name}");
+            assert_eq!(parse_hook(Path::new(name)), None, "{name}");
         }
     }
 }

@@ -21,11 +21,10 @@ use std::path::Path;
 
 use aya::maps::xdp::DevMapHash;
 use aya::maps::{Array, HashMap as HashMapOf, Map, MapData, MapError};
-use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader, Pod};
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, Location, Place, Port, PortKey, Remote, Segment, SegmentId, VniKey,
+    Config, FdbKey, Location, PeerKey, Place, Port, PortKey, Remote, Segment, SegmentId, VniKey,
 };
 
 pub use self::counters::SegmentCounters;
@@ -39,12 +38,11 @@ use self::hooks::{Hooks, Programs};
 use self::mmap::MmapArray;
 use self::pins::{Pins, Shape};
 use crate::kernel::IfIndex;
-use crate::tables::{Capacity, Program, Refused, TableUpdate, Tables, XdpMode};
+use crate::tables::{Capacity, Hook, Program, Refused, TableUpdate, Tables};
 
 /// A program as it is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProgramStatus {
-    pub program: Program,
     pub name: String,
     /// Kernel id, as `bpftool prog show` lists it.
     pub id: u32,
@@ -56,7 +54,7 @@ pub struct ProgramStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HookStatus {
     pub program: Program,
-    pub mode: XdpMode,
+    pub hook: Hook,
     pub program_id: u32,
     pub link_id: u32,
 }
@@ -69,7 +67,11 @@ pub struct Dataplane {
     remotes: MmapArray<Remote>,
     ports: HashMapOf<MapData, PortKey, Port>,
     segments: HashMapOf<MapData, VniKey, Segment>,
+    peers: HashMapOf<MapData, PeerKey, u8>,
     targets: DevMapHash<MapData>,
+    /// Identifies this instance in the metadata of frames: the id of a map,
+    /// which no other has and which outlives this process.
+    cookie: u32,
     config: Array<MapData, Config>,
     counters: Counters,
     hooks: Hooks,
@@ -108,18 +110,25 @@ impl Dataplane {
         let programs = Programs {
             ingress: load_program(&mut ebpf, hooks::INGRESS)?,
             egress: load_program(&mut ebpf, hooks::EGRESS)?,
+            port: load_program(&mut ebpf, hooks::PORT)?,
+            uplink: load_program(&mut ebpf, hooks::UPLINK)?,
         };
 
         let fdb = take(&mut ebpf, "FDB")?;
         let locations = take(&mut ebpf, "LOCATIONS")?;
         let remotes = take(&mut ebpf, "REMOTES")?;
+        let cookie = sys::map_info(array_fd("FDB", &fdb)?)
+            .map_err(|e| DataplaneError::kernel("read the id of map FDB", e))?
+            .id;
         let mut this = Self {
             fdb: Fdb::new(array_fd("FDB", &fdb)?, capacity.fdb)?,
             locations: map_memory("LOCATIONS", &locations, capacity.locations)?,
             remotes: map_memory("REMOTES", &remotes, capacity.remotes)?,
             ports: typed(take(&mut ebpf, "PORTS")?)?,
             segments: typed(take(&mut ebpf, "VNIS")?)?,
+            peers: typed(take(&mut ebpf, "PEERS")?)?,
             targets: typed(take(&mut ebpf, "TX_PORTS")?)?,
+            cookie,
             config: typed(take(&mut ebpf, "CONFIG")?)?,
             counters: Counters::new(take(&mut ebpf, "STATS")?, capacity.segments)?,
             hooks: Hooks::adopt(pins.links(), programs)?,
@@ -166,6 +175,7 @@ impl Dataplane {
             TableUpdate::Config(value) => {
                 let value = Config {
                     fdb_mask: self.fdb.mask(),
+                    cookie: self.cookie,
                     ..*value
                 };
                 self.config
@@ -198,6 +208,11 @@ impl Dataplane {
                 Ok(())
             }
             TableUpdate::SegmentDel(key) => removed("VNIS", self.segments.remove(key)),
+            TableUpdate::Peer(key) => self
+                .peers
+                .insert(key, 0, 0)
+                .map_err(|e| refusal("PEERS", capacity.remotes, &e)),
+            TableUpdate::PeerDel(key) => removed("PEERS", self.peers.remove(key)),
             TableUpdate::Port { key, value } => {
                 self.counters_exist(value.segment)?;
                 self.ports
@@ -215,8 +230,8 @@ impl Dataplane {
             TableUpdate::Attach {
                 ifindex,
                 program,
-                mode,
-            } => self.hooks.attach(*ifindex, *program, *mode),
+                hook,
+            } => self.hooks.attach(*ifindex, *program, *hook),
             TableUpdate::Detach(ifindex) => self.hooks.detach(*ifindex),
         }
     }
@@ -245,6 +260,7 @@ impl Dataplane {
             config: (config.uplink_macs[0] != 0).then_some(Config {
                 // Ours alone, see `apply_one`.
                 fdb_mask: 0,
+                cookie: 0,
                 ..config
             }),
             remotes: (0..self.remotes.entries())
@@ -261,12 +277,13 @@ impl Dataplane {
                 .collect::<Result<_, _>>()
                 .map_err(|e| map_error("read TX_PORTS", e))?,
             segments: entries("VNIS", &self.segments)?,
+            peers: entries("PEERS", &self.peers)?.into_keys().collect(),
             ports: self.read_ports()?,
             fdb: self.fdb.iter().collect(),
             hooks: self
                 .hooks()
                 .into_iter()
-                .map(|(ifindex, hook)| (ifindex, (hook.program, hook.mode)))
+                .map(|(ifindex, hook)| (ifindex, (hook.program, hook.hook)))
                 .collect(),
         })
     }
@@ -287,25 +304,20 @@ impl Dataplane {
         self.counters.read()
     }
 
-    /// The two programs this process loaded.
+    /// The programs this process loaded.
     pub fn programs(&self) -> Result<Vec<ProgramStatus>, DataplaneError> {
-        let programs = self.hooks.programs();
-        [
-            (Program::Ingress, &programs.ingress),
-            (Program::Egress, &programs.egress),
-        ]
-        .into_iter()
-        .map(|(program, fd)| {
-            let info = sys::program_info(fd.as_fd())
-                .map_err(|e| DataplaneError::kernel("read the program's facts", e))?;
-            Ok(ProgramStatus {
-                program,
-                name: info.name(),
-                id: info.id,
-                tag: format!("{:016x}", u64::from_be_bytes(info.tag)),
+        let programs = self.hooks.programs().all().into_iter();
+        programs
+            .map(|fd| {
+                let info = sys::program_info(fd.as_fd())
+                    .map_err(|e| DataplaneError::kernel("read the program's facts", e))?;
+                Ok(ProgramStatus {
+                    name: info.name(),
+                    id: info.id,
+                    tag: format!("{:016x}", u64::from_be_bytes(info.tag)),
+                })
             })
-        })
-        .collect()
+            .collect()
     }
 
     /// What runs where, as the kernel has it now.
@@ -313,10 +325,16 @@ impl Dataplane {
         self.hooks.status()
     }
 
+    /// Whether ports can have the tcx hook (Linux 6.6).
+    pub fn has_tcx() -> bool {
+        sys::has_tcx()
+    }
+
     /// A tc program or filter of somebody else on the device, in words (R41).
     /// Looked at when a program is attached; later ones have to be asked for.
     pub fn foreign_tc(&self, ifindex: IfIndex) -> Result<Option<String>, DataplaneError> {
-        hooks::foreign_tc(ifindex)
+        self.hooks
+            .foreign_tc(ifindex)
             .map_err(|e| DataplaneError::kernel(format!("read the tc hooks of {ifindex}"), e))
     }
 }
@@ -358,15 +376,19 @@ fn load(
 /// Through the verifier. The descriptor is ours: aya's program, which detaches
 /// what it attached when it is dropped, is not used for attaching.
 fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, DataplaneError> {
-    let program: &mut Xdp = ebpf
-        .program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| DataplaneError::OtherObject {
-            what: format!("no XDP program {name}"),
-        })?;
-    program.load().map_err(|e| DataplaneError::load(&e))?;
-    let fd = program.fd().map_err(|e| DataplaneError::load(&e))?;
-    fd.as_fd()
+    let fd = match ebpf.program_mut(name) {
+        Some(aya::programs::Program::Xdp(program)) => program.load().and_then(|()| program.fd()),
+        Some(aya::programs::Program::SchedClassifier(program)) => {
+            program.load().and_then(|()| program.fd())
+        }
+        _ => {
+            return Err(DataplaneError::OtherObject {
+                what: format!("no program {name}"),
+            });
+        }
+    };
+    fd.map_err(|e| DataplaneError::load(&e))?
+        .as_fd()
         .try_clone_to_owned()
         .map_err(|e| DataplaneError::kernel("keep the program", e))
 }

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use vtep_common::Outcome;
 use vtep_common::fdb::{Bucket, SLOTS};
 use vtep_common::layout::{
-    Config, Counter, LAYOUT_VERSION, Location, Port, PortKey, Remote, Segment, UPLINKS_MAX, VniKey,
+    Config, Counter, LAYOUT_VERSION, Location, PeerKey, Port, PortKey, Remote, Segment,
+    UPLINKS_MAX, VniKey,
 };
 
 use super::DataplaneError;
@@ -93,7 +94,7 @@ impl Shape {
 
 /// Every pinned map. `device_value_bytes`: 8 where device maps can carry a
 /// program (Linux 5.8 and later), else 4.
-pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 8] {
+pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 9] {
     // Segment 0 counts frames of no segment.
     let counters = (capacity.segments + 1) * Outcome::SLOTS;
     let targets = capacity.ports + UPLINKS_MAX as u32;
@@ -108,6 +109,7 @@ pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 8] {
         Shape::new::<u32, Remote>("REMOTES", ARRAY, capacity.remotes, BPF_F_MMAPABLE),
         Shape::new::<PortKey, Port>("PORTS", HASH, capacity.ports, 0),
         Shape::new::<VniKey, Segment>("VNIS", HASH, capacity.segments, 0),
+        Shape::new::<PeerKey, u8>("PEERS", HASH, capacity.remotes, 0),
         devices,
         Shape::new::<u32, Config>("CONFIG", ARRAY, 1, 0),
         Shape::new::<u32, Counter>("STATS", PERCPU_ARRAY, counters, 0),
@@ -268,7 +270,7 @@ mod tests {
     #[test]
     fn every_segment_number_has_counters() {
         let capacity = Capacity::default();
-        let stats = shapes(&capacity, 8)[7];
+        let stats = shapes(&capacity, 8)[8];
         let last = vtep_common::layout::stats_index(
             capacity.segments as u16,
             *Outcome::ALL.last().unwrap(),

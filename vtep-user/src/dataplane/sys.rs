@@ -26,6 +26,7 @@ const ATTACH_XDP: u32 = 37;
 const ATTACH_TCX_INGRESS: u32 = 46;
 const ATTACH_TCX_EGRESS: u32 = 47;
 const LINK_TYPE_XDP: u32 = 6;
+const LINK_TYPE_TCX: u32 = 11;
 
 /// `XDP_FLAGS_SKB_MODE` and `XDP_FLAGS_DRV_MODE` (if_link.h).
 pub const XDP_GENERIC: u32 = 1 << 1;
@@ -219,9 +220,10 @@ pub struct LinkInfo {
 }
 
 impl LinkInfo {
-    /// Device of an XDP link; `None` once the device is gone or detached.
+    /// Device of an XDP or tcx link; `None` once the device is gone or detached.
     pub fn ifindex(&self) -> Option<u32> {
-        (self.kind == LINK_TYPE_XDP && self.ifindex != 0).then_some(self.ifindex)
+        let on_device = matches!(self.kind, LINK_TYPE_XDP | LINK_TYPE_TCX);
+        (on_device && self.ifindex != 0).then_some(self.ifindex)
     }
 }
 
@@ -290,6 +292,18 @@ pub fn link_create_xdp(
     unsafe { bpf_fd(LINK_CREATE, &mut attr) }
 }
 
+/// Attach a program to the tcx ingress hook, behind those that are there.
+pub fn link_create_tcx(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        program: raw(program),
+        ifindex,
+        attach_type: ATTACH_TCX_INGRESS,
+        flags: 0,
+    };
+    // SAFETY: as above.
+    unsafe { bpf_fd(LINK_CREATE, &mut attr) }
+}
+
 #[repr(C)]
 struct LinkUpdateAttr {
     link: u32,
@@ -339,8 +353,22 @@ struct QueryAttr {
     revision: u64,
 }
 
-/// First program on a tcx hook; none where the kernel has no tcx (before 6.6).
-pub fn tcx_program(ifindex: u32, hook: TcHook) -> io::Result<Option<u32>> {
+/// Programs on a tcx hook; none where the kernel has no tcx.
+pub fn tcx_programs(ifindex: u32, hook: TcHook) -> io::Result<Vec<u32>> {
+    match query_tcx(ifindex, hook) {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Whether the kernel has tcx (6.6 and later).
+pub fn has_tcx() -> bool {
+    // Any device does: where there is no tcx, the hook is an invalid one.
+    let loopback = query_tcx(1, TcHook::Ingress);
+    !loopback.is_err_and(|e| e.raw_os_error() == Some(libc::EINVAL))
+}
+
+fn query_tcx(ifindex: u32, hook: TcHook) -> io::Result<Vec<u32>> {
     let mut ids = [0u32; 64];
     let mut attr = QueryAttr {
         target: ifindex,
@@ -359,13 +387,13 @@ pub fn tcx_program(ifindex: u32, hook: TcHook) -> io::Result<Option<u32>> {
         revision: 0,
     };
     // SAFETY: structure of the command; `ids` is writable for `count` numbers.
-    match unsafe { bpf(PROG_QUERY, &mut attr) } {
-        Ok(_) => Ok((attr.count > 0).then_some(ids[0])),
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => Ok(None),
+    let found = match unsafe { bpf(PROG_QUERY, &mut attr) } {
+        Ok(_) => attr.count as usize,
         // More programs than asked for.
-        Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => Ok(Some(ids[0])),
-        Err(e) => Err(e),
-    }
+        Err(e) if e.raw_os_error() == Some(libc::ENOSPC) => ids.len(),
+        Err(e) => return Err(e),
+    };
+    Ok(ids.into_iter().take(found).collect())
 }
 
 #[derive(Default)]

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::pins::{self, Pins};
 use super::sys::{self, Kind};
-use super::{DataplaneError, hooks, rtnl};
+use super::{DataplaneError, hooks};
 use crate::kernel::IfIndex;
+use crate::tables::Hook;
 
 /// The kernel frees programs and maps after RCU grace periods.
 const FREED_WITHIN: Duration = Duration::from_secs(2);
@@ -68,8 +69,14 @@ pub fn unload(instance: &Path) -> Result<Unloaded, DataplaneError> {
                 Ok((sys::kind(fd.as_fd()), fd, path))
             })
             .collect::<Result<Vec<(Kind, OwnedFd, PathBuf)>, DataplaneError>>()?;
-        // Nothing may run any more when the first map loses its name.
-        for (_, fd, path) in opened.iter().filter(|(kind, ..)| *kind == Kind::Link) {
+        // Nothing may run any more when the first map loses its name. XDP goes
+        // before the tcx program that finishes what it began.
+        let mut links: Vec<_> = opened
+            .iter()
+            .filter(|(kind, ..)| *kind == Kind::Link)
+            .collect();
+        links.sort_by_key(|(.., path)| hooks::parse_hook(path) == Some(Hook::Tcx));
+        for (_, fd, path) in links {
             remove_link(fd, path, &mut report, &mut objects)?;
         }
         for (kind, fd, path) in opened.iter().filter(|(kind, ..)| *kind != Kind::Link) {
@@ -129,10 +136,13 @@ fn remove_link(
         report.idle_links += 1;
         return Ok(());
     };
-    report.detached.push(ifindex);
+    if !report.detached.contains(&ifindex) {
+        report.detached.push(ifindex);
+    }
     // In another network namespace the number may mean another device, which
     // then runs another program.
-    if rtnl::xdp_state(ifindex).is_ok_and(|state| state.program_id == info.program_id) {
+    let hook = hooks::parse_hook(path);
+    if hook.is_some_and(|hook| hooks::runs_here(ifindex, hook, info.program_id)) {
         report.remaining.push(format!(
             "the program on ifindex {ifindex} (id {}) is still attached",
             info.program_id

@@ -71,6 +71,7 @@ impl Model {
         self.written = Written {
             config: tables.config,
             targets: tables.targets.into_iter().collect(),
+            peers: tables.peers,
             segments: tables.segments,
             ports: tables.ports,
             hooks: tables.hooks,

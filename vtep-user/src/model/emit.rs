@@ -11,11 +11,11 @@ use vtep_common::layout::{
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES, OVERHEAD_V4_BYTES};
+use super::ports::{self, ETHERNET_BYTES, ONE_BUFFER_MTU, OVERHEAD_V4_BYTES, PortPlan};
 use super::remotes::{self, RemoteKey, RouteQuery};
 use super::{Model, fdb::FdbChanges};
 use crate::kernel::IfIndex;
-use crate::tables::{Program, TableUpdate, XdpMode};
+use crate::tables::{Hook, Program, TableUpdate};
 
 /// Updates of one pass by kind.
 #[derive(Debug, Default)]
@@ -141,10 +141,25 @@ impl Model {
                     && port.accelerated.is_ok()
                     && !self.refusals.places.contains_key(&index) =>
             {
-                Place::Port(ifindex, Via::Xdp)
+                Place::Port(ifindex, self.via(port).unwrap_or(Via::Kernel))
             }
             _ => Place::Kernel,
         }
+    }
+
+    /// How frames from the wire reach a port; `None`: it is not accelerated.
+    pub(super) fn via(&self, port: &PortPlan) -> Option<Via> {
+        let via = port.accelerated.as_ref().ok()?.via;
+        // The programs do not see all of a jumbo frame, so they would pass it, while the small
+        // ones of the same flow overtake it.
+        let jumbo = |mtu: u32| mtu > ONE_BUFFER_MTU;
+        let mut uplinks = self.uplinks.values();
+        if jumbo(port.mtu + OVERHEAD_V4_BYTES)
+            && uplinks.any(|uplink| uplink.accelerated.is_ok() && jumbo(uplink.mtu))
+        {
+            return Some(Via::Kernel);
+        }
+        Some(via)
     }
 
     fn place_of_remote(
@@ -254,21 +269,20 @@ impl Model {
 
     /// Programs and redirect targets.
     fn devices(&mut self, pass: &mut Pass) {
-        let mode = self.settings.xdp_mode;
-        let accelerated = |program, ok: bool| ok.then_some((program, mode));
+        let xdp = Hook::Xdp(self.settings.xdp_mode);
         let ports = self.ports.iter().filter_map(|(ifindex, port)| {
-            Some((
-                *ifindex,
-                accelerated(Program::Egress, port.accelerated.is_ok())?,
-            ))
+            let fast = port.accelerated.as_ref().ok()?;
+            Some((*ifindex, (Program::Egress, fast.hook)))
         });
         let uplinks = self.uplinks.iter().filter_map(|(ifindex, uplink)| {
-            Some((
-                *ifindex,
-                accelerated(Program::Ingress, uplink.accelerated.is_ok())?,
-            ))
+            let hook = uplink
+                .accelerated
+                .is_ok()
+                .then_some((Program::Ingress, xdp));
+            Some((*ifindex, hook?))
         });
-        let wanted: BTreeMap<IfIndex, (Program, XdpMode)> = ports.chain(uplinks).collect();
+        let wanted: BTreeMap<IfIndex, (Program, Hook)> = ports.chain(uplinks).collect();
+        let targets = self.targets();
         let written = &mut self.written;
 
         let gone = std::mem::take(&mut self.dirty.gone);
@@ -282,32 +296,50 @@ impl Model {
         // The kernel takes a device that goes away out of the map itself.
         written
             .targets
-            .retain(|ifindex| !(gone.contains(ifindex) && wanted.contains_key(ifindex)));
+            .retain(|ifindex| !(gone.contains(ifindex) && targets.contains(ifindex)));
         written.targets.retain(|ifindex| {
-            let keep = wanted.contains_key(ifindex);
+            let keep = targets.contains(ifindex);
             if !keep {
                 pass.targets_gone.push(TableUpdate::TargetDel(*ifindex));
             }
             keep
         });
-        for (&ifindex, &(program, mode)) in &wanted {
+        for ifindex in targets {
             if written.targets.insert(ifindex) {
                 pass.targets.push(TableUpdate::TargetAdd(ifindex));
             }
-            if written.hooks.insert(ifindex, (program, mode)).is_none() {
+        }
+        for (&ifindex, &(program, hook)) in &wanted {
+            if written.hooks.insert(ifindex, (program, hook)).is_none() {
                 pass.attach.push(TableUpdate::Attach {
                     ifindex,
                     program,
-                    mode,
+                    hook,
                 });
             }
         }
     }
 
-    /// Largest frame that every accelerated port takes, bytes, by VXLAN device.
+    /// Devices that XDP redirects to.
+    fn targets(&self) -> BTreeSet<IfIndex> {
+        let ports = self.ports.iter().filter(|(_, port)| {
+            let via = self.via(port);
+            matches!(via, Some(Via::Xdp | Via::Gro))
+        });
+        let uplinks = self
+            .uplinks
+            .iter()
+            .filter(|(_, uplink)| uplink.accelerated.is_ok() && uplink.is_target);
+        let ports = ports.map(|(ifindex, _)| *ifindex);
+        ports.chain(uplinks.map(|(ifindex, _)| *ifindex)).collect()
+    }
+
+    /// Largest frame that every port takes which frames reach fast, bytes, by
+    /// VXLAN device.
     fn local_max_bytes(&self) -> BTreeMap<IfIndex, u16> {
         let mut largest = BTreeMap::new();
-        for port in self.ports.values().filter(|port| port.accelerated.is_ok()) {
+        let fast = |port: &&PortPlan| self.via(port).is_some_and(|via| via != Via::Kernel);
+        for port in self.ports.values().filter(fast) {
             let bytes = frame_bytes(port.mtu);
             let largest = largest.entry(port.vxlan).or_insert(bytes);
             *largest = bytes.min(*largest);
@@ -413,9 +445,13 @@ impl Model {
     }
 
     fn config(&mut self, pass: &mut Pass) {
+        let (kernel_port_min, last) = self.settings.local_ports;
         let mut config = Config {
             epoch: self.epoch,
             fdb_mask: self.fdb_mask,
+            kernel_port_min,
+            // The upper bound is exclusive (udp_flow_src_port).
+            kernel_port_count: last.saturating_sub(kernel_port_min).max(1),
             ..Config::EMPTY
         };
         let accelerated = self

@@ -26,12 +26,12 @@ use std::time::Instant;
 
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, Port, PortKey, Segment as SegmentValue, SegmentId, VniKey,
+    Config, FdbKey, PeerKey, Port, PortKey, Segment as SegmentValue, SegmentId, VniKey,
 };
 use vtep_common::{MacAddr, Vni};
 
 use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
-use crate::tables::{Capacity, Program, TableUpdate, XdpMode};
+use crate::tables::{Capacity, Hook, Program, TableUpdate, XdpMode};
 
 pub use ageing::SHORTEST_INTERVAL;
 pub use remotes::RouteQuery;
@@ -51,10 +51,11 @@ pub type Reason = Cow<'static, str>;
 /// What the user wants at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HookChoice {
-    /// XDP where the owner is known to send plain frames.
+    /// XDP where the owner is known to send plain frames, else tcx.
     #[default]
     Auto,
     Xdp,
+    Tcx,
     Kernel,
 }
 
@@ -70,6 +71,10 @@ pub struct Settings {
     pub hooks: BTreeMap<String, HookChoice>,
     /// net.ipv4.ip_default_ttl.
     pub default_ttl: u8,
+    /// net.ipv4.ip_local_port_range: first and last.
+    pub local_ports: (u16, u16),
+    /// Whether the kernel has tcx.
+    pub tcx: bool,
     pub capacity: Capacity,
 }
 
@@ -81,6 +86,8 @@ impl Default for Settings {
             xdp_mode: XdpMode::Native,
             hooks: BTreeMap::new(),
             default_ttl: 64,
+            local_ports: (32768, 60999),
+            tcx: true,
             capacity: Capacity::default(),
         }
     }
@@ -100,9 +107,10 @@ struct Applied {
 struct Written {
     config: Option<Config>,
     targets: BTreeSet<IfIndex>,
+    peers: BTreeSet<PeerKey>,
     segments: BTreeMap<VniKey, SegmentValue>,
     ports: BTreeMap<PortKey, Port>,
-    hooks: BTreeMap<IfIndex, (Program, XdpMode)>,
+    hooks: BTreeMap<IfIndex, (Program, Hook)>,
     fdb: BTreeMap<SegmentId, HashMap<MacAddr, Applied>>,
     /// Entries in all of `fdb`.
     fdb_entries: u32,

@@ -1,23 +1,27 @@
 //! Which devices carry our programs and may be redirected to: bridge ports of
-//! segments, and uplinks. Only ports whose owner sends plain frames: XDP on
-//! others would corrupt checksums and break up GSO.
+//! segments, and uplinks. XDP only on ports whose owner sends plain frames: on
+//! others it would corrupt checksums and break up GSO, so they get tcx.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use vtep_common::MacAddr;
-use vtep_common::layout::UPLINKS_MAX;
+use vtep_common::layout::{UPLINKS_MAX, Via};
 
 use super::remotes::{RouteQuery, Routes};
 use super::segments::{Segments, Shortage, port_flags};
 use super::world::World;
 use super::{HookChoice, Reason, Refusals, Settings};
 use crate::kernel::{IfIndex, Link, LinkKind, Tun};
+use crate::tables::Hook;
 
 /// Outer IPv4, UDP, VXLAN and inner Ethernet header: what a tunnel takes from
 /// the MTU of an uplink, bytes.
 pub(super) const OVERHEAD_V4_BYTES: u32 = 20 + 8 + 8 + 14;
 /// Ethernet header, bytes.
 pub(super) const ETHERNET_BYTES: u32 = 14;
+/// Largest MTU of an underlay whose frames lie in one buffer of XDP: a page
+/// less headroom and what the kernel keeps behind the data.
+pub(super) const ONE_BUFFER_MTU: u32 = 3498;
 
 /// A member of a bridge that has a VXLAN device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +30,16 @@ pub(super) struct PortPlan {
     /// VXLAN device of its segment.
     pub vxlan: IfIndex,
     pub mtu: u32,
-    pub accelerated: Result<(), Reason>,
+    pub accelerated: Result<Fast, Reason>,
+}
+
+/// How frames of a port go, in both directions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fast {
+    /// Where the program runs that sees what the owner sends.
+    pub hook: Hook,
+    /// How frames reach the owner.
+    pub via: Via,
 }
 
 /// A device towards the underlay.
@@ -35,6 +48,8 @@ pub(super) struct Uplink {
     pub ifindex: IfIndex,
     pub mac: MacAddr,
     pub mtu: u32,
+    /// XDP may redirect to it.
+    pub is_target: bool,
     pub accelerated: Result<(), Reason>,
 }
 
@@ -92,22 +107,32 @@ pub(super) fn plan(
     ports
 }
 
-fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<(), Reason> {
+fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<Fast, Reason> {
     if !link.up {
         return Err("the device is down".into());
     }
     no_tc(world, link)?;
     port_flags(link.bridge_port.as_ref())?;
-    hook(settings, link)?;
-    // Other drivers may only begin to take frames when they run a program.
-    if link.kind == LinkKind::Veth && !world.takes_redirected(link.ifindex) {
+    let hook = hook(settings, link)?;
+    let via = match hook {
+        _ if !takes_redirected(world, link, hook) => Via::Stack,
+        Hook::Xdp(_) => Via::Xdp,
+        Hook::Tcx => Via::Gro,
+    };
+    if via == Via::Stack && !settings.tcx {
         return Err(
             "redirected frames would be lost: the other end of the veth does not poll; \
                     turn GRO on there (`ethtool -K DEVICE gro on`)"
                 .into(),
         );
     }
-    Ok(())
+    Ok(Fast { hook, via })
+}
+
+/// Whether frames that XDP redirects to a device arrive. A veth takes them only
+/// if its peer polls; other drivers may only begin to when they run a program.
+fn takes_redirected(world: &World, link: &Link, hook: Hook) -> bool {
+    world.takes_redirected(link) || (link.kind != LinkKind::Veth && hook != Hook::Tcx)
 }
 
 /// Redirected frames would not pass tc (R41).
@@ -118,38 +143,36 @@ fn no_tc(world: &World, link: &Link) -> Result<(), Reason> {
     }
 }
 
-/// Whether XDP may run on a port.
-fn hook(settings: &Settings, link: &Link) -> Result<(), Reason> {
-    let what = match (choice(settings, link), &link.kind) {
+/// Which hook a port gets.
+fn hook(settings: &Settings, link: &Link) -> Result<Hook, Reason> {
+    let xdp = Hook::Xdp(settings.xdp_mode);
+    let hook = match (choice(settings, link), &link.kind) {
         (HookChoice::Kernel, _) => return Err(LEFT.into()),
-        (HookChoice::Xdp, _) => return Ok(()),
-        (
-            _,
-            LinkKind::Tun(Tun {
-                tap: true,
-                vnet_hdr: false,
-            }),
-        ) => return Ok(()),
-        (
-            _,
-            LinkKind::Tun(Tun {
-                tap: true,
-                vnet_hdr: true,
-            }),
-        ) => {
-            return Err("tap with virtio-net header: the owner uses offloads".into());
+        (_, LinkKind::Tun(Tun { tap: false, .. })) => {
+            return Err("tun device: it carries no Ethernet frames".into());
         }
-        (_, LinkKind::Tun(_)) => return Err("tun device: it carries no Ethernet frames".into()),
-        (_, LinkKind::Veth) => "veth",
-        (_, LinkKind::Plain) => "device",
-        (_, LinkKind::Bridge(_)) => "bridge",
-        (_, LinkKind::Vxlan(_)) => "vxlan",
-        (_, LinkKind::Other(kind)) => kind,
+        (_, LinkKind::Bridge(_) | LinkKind::Vxlan(_)) => {
+            return Err("a virtual device of this host cannot be a port".into());
+        }
+        (HookChoice::Xdp, _) => xdp,
+        (HookChoice::Tcx, _) => Hook::Tcx,
+        (
+            HookChoice::Auto,
+            LinkKind::Tun(Tun {
+                vnet_hdr: false, ..
+            }),
+        ) => xdp,
+        // The owner may use checksum offload or GSO.
+        (HookChoice::Auto, _) => Hook::Tcx,
     };
-    Err(format!(
-        "{what}: the owner may use checksum offload or GSO; set hook = xdp if it sends plain frames"
-    )
-    .into())
+    if hook == Hook::Tcx && !settings.tcx {
+        return Err(
+            "the owner may use checksum offload or GSO, and the kernel has no tcx (Linux 6.6): \
+                    set hook = xdp if it sends plain frames"
+                .into(),
+        );
+    }
+    Ok(hook)
 }
 
 const LEFT: &str = "left to the kernel by configuration";
@@ -202,6 +225,7 @@ pub(super) fn uplinks(
                 ifindex: link.ifindex,
                 mac: link.mac.unwrap_or(MacAddr::ZERO),
                 mtu: link.mtu,
+                is_target: world.takes_redirected(link),
                 accelerated,
             },
         );
@@ -236,7 +260,7 @@ fn uplink_eligible(world: &World, settings: &Settings, link: &Link) -> Result<()
     }
     match choice(settings, link) {
         HookChoice::Kernel => Err(LEFT.into()),
-        HookChoice::Auto | HookChoice::Xdp => no_tc(world, link),
+        HookChoice::Auto | HookChoice::Xdp | HookChoice::Tcx => no_tc(world, link),
     }
 }
 

@@ -56,7 +56,7 @@ impl Model {
             match update {
                 TableUpdate::Attach { ifindex, .. } => {
                     self.written.hooks.remove(&ifindex);
-                    let reason = format!("XDP cannot be attached: {reason}");
+                    let reason = format!("the program cannot be attached: {reason}");
                     self.refusals.devices.insert(ifindex, reason.into());
                 }
                 // An older value may still be in the map: it counts as written,
@@ -74,6 +74,14 @@ impl Model {
                     let reason = format!("no entry in the segment table: {reason}");
                     self.refusals.segments.insert(key, reason.into());
                 }
+                // Frames of that address would be dropped: leave the segment to the kernel.
+                TableUpdate::Peer(key) => {
+                    let vxlan = self.by_id.get(&key.segment).copied();
+                    if let Some(segment) = vxlan.and_then(|vxlan| self.segments.get(&vxlan)) {
+                        let reason = format!("no entry in the table of peers: {reason}");
+                        self.refusals.segments.insert(segment.key, reason.into());
+                    }
+                }
                 TableUpdate::Fdb { key, .. } => self.refusals.fdb.push(key),
                 TableUpdate::Location { index, .. } => {
                     self.refusals.places.insert(index, reason.into());
@@ -90,6 +98,7 @@ impl Model {
                 TableUpdate::Config(_) => self.refusals.config = Some(reason.into()),
                 removal @ (TableUpdate::TargetDel(_)
                 | TableUpdate::SegmentDel(_)
+                | TableUpdate::PeerDel(_)
                 | TableUpdate::PortDel(_)
                 | TableUpdate::FdbDel(_)
                 | TableUpdate::Detach(_)) => {
@@ -159,6 +168,7 @@ impl Model {
         let still = |update: &TableUpdate| match update {
             TableUpdate::TargetDel(ifindex) => !written.targets.contains(ifindex),
             TableUpdate::SegmentDel(key) => !written.segments.contains_key(key),
+            TableUpdate::PeerDel(key) => !written.peers.contains(key),
             TableUpdate::PortDel(key) => !written.ports.contains_key(key),
             TableUpdate::Detach(ifindex) => !written.hooks.contains_key(ifindex),
             TableUpdate::FdbDel(key) => {

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
-use vtep_common::layout::{HEADER_V4_LEN, REMOTE_UDP_CHECKSUM, Remote, vni_word};
+use vtep_common::layout::{
+    HEADER_V4_LEN, REMOTE_NO_PORT_RANGE, REMOTE_UDP_CHECKSUM, Remote, vni_word,
+};
 use vtep_common::wire::{ETH_P_IP, Ethernet, IPPROTO_UDP, Ipv4, Wire};
 use vtep_common::{MacAddr, Vni, checksum};
 
@@ -34,6 +36,8 @@ pub(super) struct Policy {
     pub udp_port: u16,
     pub port_min: u16,
     pub port_count: u16,
+    /// The device names that range.
+    pub has_port_range: bool,
     /// 0: the route's hop limit.
     pub ttl: u8,
     /// DSCP bits only.
@@ -46,9 +50,12 @@ impl Policy {
     pub fn of(device: &VxlanDevice, local: Ipv4Addr) -> Self {
         // The upper bound is exclusive, and an empty range means the default
         // (udp_flow_src_port).
-        let (port_min, port_count) = match device.source_ports {
-            (min, max) if min < max => (min, max - min),
-            _ => DEFAULT_PORTS,
+        let (min, max) = device.source_ports;
+        let has_port_range = min < max;
+        let (port_min, port_count) = if has_port_range {
+            (min, max - min)
+        } else {
+            DEFAULT_PORTS
         };
         Self {
             local,
@@ -56,6 +63,7 @@ impl Policy {
             udp_port: device.udp_port,
             port_min,
             port_count,
+            has_port_range,
             ttl: device.ttl,
             tos: device.tos & !3,
             df: device.df == 1,
@@ -141,13 +149,11 @@ impl RemoteKey {
         ip[16..20].copy_from_slice(&self.remote.octets());
         let ip_sum = checksum::bytes(ip);
         rest[2..4].copy_from_slice(&policy.udp_port.to_be_bytes());
+        let flag = |on: bool, flag: u16| if on { flag } else { 0 };
         Remote {
             ifindex: uplink.ifindex,
-            flags: if policy.udp_checksum {
-                REMOTE_UDP_CHECKSUM
-            } else {
-                0
-            },
+            flags: flag(policy.udp_checksum, REMOTE_UDP_CHECKSUM)
+                | flag(!policy.has_port_range, REMOTE_NO_PORT_RANGE),
             ip_sum,
             vni_word: self.vni_word,
             port_min: policy.port_min,
@@ -163,6 +169,7 @@ impl RemoteKey {
             ifindex: value.ifindex,
             mac: MacAddr::ZERO,
             mtu: 0,
+            is_target: true,
             accelerated: Ok(()),
         };
         let mut mine = self.template(&uplink, MacAddr::ZERO, value.header[Ethernet::LEN + 8]);
@@ -370,9 +377,6 @@ pub(super) fn way(
             _,
         ) => Err(format!("uplink {name}: {reason}").into()),
         _ if !link.is_some_and(|link| link.up) => Err(format!("uplink {name} is down").into()),
-        _ if !world.takes_redirected(route.ifindex) => {
-            Err(format!("uplink {name}: its driver does not take redirected frames").into())
-        }
         (_, None) => {
             way.resolving = true;
             Err(format!("next hop {next_hop} on {name} is not resolved").into())

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
-use vtep_common::layout::{FdbKey, Location, Place, SegmentId};
+use vtep_common::layout::{FdbKey, Location, Place, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use super::fdb::{Decision, decide};
@@ -13,7 +13,7 @@ use super::remotes::RemoteKey;
 use super::segments::Segment;
 use super::{Model, Reason};
 use crate::kernel::{IfIndex, Link, bits};
-use crate::tables::XdpMode;
+use crate::tables::Hook;
 
 /// A NIC towards the underlay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct UplinkRow {
     pub ifindex: IfIndex,
     pub name: String,
     /// Set where it is accelerated.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
     pub reason: Option<String>,
 }
 
@@ -50,7 +50,9 @@ pub struct PortRow {
     pub name: String,
     pub vni: Vni,
     /// Set where it is accelerated.
-    pub mode: Option<XdpMode>,
+    pub hook: Option<Hook>,
+    /// How frames from the wire reach it, where it is accelerated.
+    pub via: Option<Via>,
     pub reason: Option<String>,
 }
 
@@ -137,7 +139,7 @@ impl Model {
         let uplinks = self.uplinks.values().map(|uplink| UplinkRow {
             ifindex: uplink.ifindex,
             name: self.name(uplink.ifindex),
-            mode: uplink.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            hook: (uplink.accelerated.is_ok()).then_some(Hook::Xdp(self.settings.xdp_mode)),
             reason: text(&uplink.accelerated),
         });
         uplinks.collect()
@@ -196,7 +198,8 @@ impl Model {
             ifindex,
             name: self.name(ifindex),
             vni: self.segments.get(&port.vxlan)?.vni,
-            mode: port.accelerated.is_ok().then_some(self.settings.xdp_mode),
+            hook: port.accelerated.as_ref().ok().map(|fast| fast.hook),
+            via: self.via(port),
             reason: text(&port.accelerated),
         })
     }
@@ -383,7 +386,7 @@ impl Model {
             Decision::At(Owner::Port { ifindex, .. }) => {
                 match self.ports.get(&ifindex).map(|port| &port.accelerated) {
                     Some(Err(reason)) => format!("port: {reason}").into(),
-                    Some(Ok(())) => "not written yet".into(),
+                    Some(Ok(_)) => "not written yet".into(),
                     None => "its port is not a member of the bridge".into(),
                 }
             }

@@ -140,10 +140,12 @@ impl World {
     }
 
     /// Whether frames redirected to a device arrive, as far as the kernel tells.
-    pub fn takes_redirected(&self, ifindex: IfIndex) -> bool {
-        self.redirect_targets
-            .as_ref()
-            .is_none_or(|targets| targets.contains(&ifindex))
+    pub fn takes_redirected(&self, link: &Link) -> bool {
+        match &self.redirect_targets {
+            Some(targets) => targets.contains(&link.ifindex),
+            // Nobody tells (before Linux 6.3); with a veth it depends on its peer.
+            None => link.kind != LinkKind::Veth,
+        }
     }
 
     /// Name of a device, for people.

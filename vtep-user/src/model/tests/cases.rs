@@ -4,6 +4,7 @@ use vtep_common::layout::{Location, Place};
 use vtep_common::{MacAddr, Vni};
 
 use super::*;
+use crate::model::HookChoice;
 use crate::model::RowPlace;
 
 #[test]
@@ -304,35 +305,42 @@ fn entries_of_an_unaccelerated_port_are_left_to_the_kernel() {
     let mut host = small_host();
     host.links
         .push(member(link(40, "veth0", LinkKind::Veth), BR0));
-    let mut sim = Sim::started(host);
+    let settings = Settings {
+        hooks: [("veth0".to_owned(), HookChoice::Kernel)].into(),
+        ..Settings::default()
+    };
+    let mut sim = Sim::with(settings, host);
     sim.apply([Event::Fdb(bridged(BR0, 40, mac(1)))]);
     assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
     assert!(
         sim.reason(100, mac(1))
-            .starts_with("port: veth: the owner may use")
+            .starts_with("port: left to the kernel")
     );
     // One store is enough when it becomes one.
-    sim.model.set_hook("veth0", crate::model::HookChoice::Xdp);
+    sim.model.set_hook("veth0", HookChoice::Auto);
     let updates = sim.run();
     assert!(!updates.iter().any(|u| matches!(u, TableUpdate::Fdb { .. })));
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Stack)));
 }
 
 /// The bridge has sent to the new port already: not back to the old one.
 #[test]
 fn entry_that_leaves_a_port_as_it_is_accelerated_never_speeds_to_it() {
-    let with_offloads = |vnet_hdr| {
+    let carries_ethernet = |on| {
         let mut link = tap(TAP0, "tap0", BR0);
         link.kind = LinkKind::Tun(Tun {
-            tap: true,
-            vnet_hdr,
+            tap: on,
+            vnet_hdr: false,
         });
         Event::Link(link)
     };
     let mut sim = Sim::started(small_host());
     sim.apply([1, 2].map(|n| Event::Fdb(bridged(BR0, TAP0, mac(n)))));
-    sim.apply([with_offloads(true)]);
-    let updates = sim.apply([with_offloads(false), Event::Fdb(bridged(BR0, TAP1, mac(1)))]);
+    sim.apply([carries_ethernet(false)]);
+    let updates = sim.apply([
+        carries_ethernet(true),
+        Event::Fdb(bridged(BR0, TAP1, mac(1))),
+    ]);
     let at = |wanted: fn(&TableUpdate) -> bool| updates.iter().position(wanted).unwrap();
     let speaks = at(
         |u| matches!(u, TableUpdate::Location { value, .. } if value.kind() == Location::KIND_PORT && value.index() == TAP0),

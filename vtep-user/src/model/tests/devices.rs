@@ -7,7 +7,7 @@ use vtep_common::layout::{Config, SEGMENT_LEARNING, VniKey, address_v4, vni_word
 use super::*;
 use crate::kernel::Filters;
 use crate::model::HookChoice;
-use crate::tables::{Program, XdpMode};
+use crate::tables::{Hook, Program, XdpMode};
 
 /// The reason of the segment of VNI 100; empty: accelerated.
 fn segment_reason(host: Snapshot) -> String {
@@ -21,7 +21,7 @@ fn segment_reason(host: Snapshot) -> String {
             sim.model
                 .ports()
                 .iter()
-                .all(|port| port.vni != vni(100) || port.mode.is_none())
+                .all(|port| port.vni != vni(100) || port.hook.is_none())
         );
     }
     row.reason.unwrap_or_default()
@@ -280,36 +280,27 @@ fn segment_values_follow_device_and_ports() {
 }
 
 #[test]
-fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
+fn hook_of_a_port_follows_from_its_offloads_and_the_users_choice() {
     let tun = |tap, vnet_hdr| LinkKind::Tun(Tun { tap, vnet_hdr });
+    let xdp = Ok(Hook::Xdp(XdpMode::Native));
     let cases = [
-        (HookChoice::Auto, tun(true, false), None),
-        (
-            HookChoice::Auto,
-            tun(true, true),
-            Some("tap with virtio-net header"),
-        ),
-        (
-            HookChoice::Auto,
-            LinkKind::Veth,
-            Some("veth: the owner may use"),
-        ),
-        (
-            HookChoice::Auto,
-            LinkKind::Plain,
-            Some("device: the owner may use"),
-        ),
+        (HookChoice::Auto, tun(true, false), xdp),
+        (HookChoice::Auto, tun(true, true), Ok(Hook::Tcx)),
+        (HookChoice::Auto, LinkKind::Veth, Ok(Hook::Tcx)),
+        (HookChoice::Auto, LinkKind::Plain, Ok(Hook::Tcx)),
         (
             HookChoice::Auto,
             LinkKind::Other("vlan".into()),
-            Some("vlan: the owner may use"),
+            Ok(Hook::Tcx),
         ),
-        (HookChoice::Xdp, LinkKind::Veth, None),
-        (HookChoice::Xdp, tun(true, true), None),
+        (HookChoice::Xdp, LinkKind::Veth, xdp),
+        (HookChoice::Xdp, tun(true, true), xdp),
+        (HookChoice::Tcx, tun(true, false), Ok(Hook::Tcx)),
+        (HookChoice::Auto, tun(false, false), Err("tun device")),
         (
             HookChoice::Kernel,
             tun(true, false),
-            Some("left to the kernel by configuration"),
+            Err("left to the kernel by configuration"),
         ),
     ];
     for (choice, kind, expected) in cases {
@@ -317,11 +308,15 @@ fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
             hooks: [("tap0".to_owned(), choice)].into(),
             ..Settings::default()
         };
-        let sim = Sim::with(settings, with_link(TAP0, |link| link.kind = kind.clone()));
+        let mut host = with_link(TAP0, |link| link.kind = kind.clone());
+        host.redirect_targets = Some([ETH0, TAP0, TAP1].into());
+        let sim = Sim::with(settings, host);
         let row = sim.model.port("tap0").unwrap();
-        let hooked = sim.tables.hooks.get(&TAP0) == Some(&(Program::Egress, XdpMode::Native));
-        assert_eq!(hooked, expected.is_none(), "{choice:?} {kind:?}");
-        assert_eq!(row.mode.is_some(), hooked);
+        let hook = sim.tables.hooks.get(&TAP0);
+        let wanted = expected.ok().map(|hook| (Program::Egress, hook));
+        assert_eq!(hook.copied(), wanted, "{choice:?} {kind:?}");
+        let (hooked, expected) = (expected.is_ok(), expected.err());
+        assert_eq!(row.hook.is_some(), hooked);
         assert!(
             row.reason
                 .unwrap_or_default()
@@ -350,7 +345,7 @@ fn ports_are_accelerated_where_the_owner_sends_plain_frames() {
 }
 
 #[test]
-fn devices_that_lose_redirected_frames_are_left_alone() {
+fn devices_that_lose_redirected_frames_are_served_through_the_stack() {
     let mut host = small_host();
     host.links
         .push(member(link(40, "veth0", LinkKind::Veth), BR0));
@@ -361,20 +356,56 @@ fn devices_that_lose_redirected_frames_are_left_alone() {
     let mut sim = Sim::with(settings, host);
     sim.apply([Event::Fdb(bridged(BR0, 40, mac(1)))]);
     sim.apply(behind_remote(BR0, VX0, mac(2), REMOTE1));
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
-    sim.model.set_redirect_targets(Some([TAP0].into()));
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Stack)));
+    sim.losing = [ETH0, 40].into();
+    sim.model.set_redirect_targets(Some([TAP0, TAP1].into()));
     sim.run();
-    assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
-    assert_eq!(sim.place(100, mac(2)), Some(Place::Kernel));
-    assert!(sim.reason(100, mac(1)).contains("the veth does not poll"));
-    assert!(
-        sim.reason(100, mac(2))
-            .contains("does not take redirected frames")
-    );
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Stack)));
+    // Of use to tcx ports; XDP finds no target.
+    assert_eq!(sim.remote(100, mac(2)), Some(REMOTE1));
+    assert_eq!(sim.tables.targets, [TAP0, TAP1]);
     sim.model.set_redirect_targets(Some([ETH0, 40].into()));
     sim.run();
     assert_eq!(sim.place(100, mac(1)), Some(Place::Port(40, Via::Xdp)));
     assert_eq!(sim.remote(100, mac(2)), Some(REMOTE1));
+}
+
+#[test]
+fn without_tcx_ports_with_offloads_are_left_to_the_kernel() {
+    let mut host = small_host();
+    host.links
+        .push(member(link(40, "veth0", LinkKind::Veth), BR0));
+    let settings = Settings {
+        tcx: false,
+        ..Settings::default()
+    };
+    let mut sim = Sim::with(settings, host);
+    sim.apply([Event::Fdb(bridged(BR0, 40, mac(1)))]);
+    assert_eq!(sim.place(100, mac(1)), Some(Place::Kernel));
+    assert!(sim.reason(100, mac(1)).contains("the kernel has no tcx"));
+    sim.model.set_hook("veth0", HookChoice::Xdp);
+    sim.model.set_redirect_targets(Some([ETH0].into()));
+    sim.run();
+    assert!(sim.reason(100, mac(1)).contains("the veth does not poll"));
+}
+
+#[test]
+fn f18_jumbo_ports_take_frames_from_the_wire_by_the_kernel() {
+    let place = |uplink_mtu, port_mtu| {
+        let mut host = with_link(ETH0, |link| link.mtu = uplink_mtu);
+        let tap = host.links.iter_mut().find(|link| link.ifindex == TAP0);
+        tap.unwrap().mtu = port_mtu;
+        let mut sim = Sim::started(host);
+        sim.apply([Event::Fdb(bridged(BR0, TAP0, mac(1)))]);
+        sim.apply(behind_remote(BR0, VX0, mac(2), REMOTE1));
+        let local_max = sim.tables.segments[&VniKey::v4(vni(100), 4789)].local_max_bytes;
+        (sim.place(100, mac(1)), local_max)
+    };
+    let at = |via| Some(Place::Port(TAP0, via));
+    assert_eq!(place(9000, 1450), (at(Via::Xdp), 1464));
+    // Never that long on this wire.
+    assert_eq!(place(1500, 8950), (at(Via::Xdp), 1514));
+    assert_eq!(place(9000, 8950), (at(Via::Kernel), 1514));
 }
 
 #[test]
@@ -467,11 +498,11 @@ fn refused_program_is_tried_again_only_after_a_change_or_on_request() {
     assert_eq!(sim.place(100, mac(2)), Some(Place::Kernel));
     assert!(
         sim.reason(100, mac(1))
-            .contains("XDP cannot be attached: Operation not supported")
+            .contains("the program cannot be attached: Operation not supported")
     );
     assert!(
         sim.reason(100, mac(2))
-            .starts_with("uplink eth0: XDP cannot be attached")
+            .starts_with("uplink eth0: the program cannot be attached")
     );
     assert_eq!(sim.tables.targets, [TAP1]);
     assert!(sim.model.has_refused());

@@ -24,7 +24,7 @@ use crate::kernel::{
     Address, Bridge, BridgePort, Event, FdbEntry, FdbTable, IfIndex, Link, LinkKind, Neighbour,
     Route, Snapshot, Tun, VxlanDevice, bits,
 };
-use crate::tables::{Refused, TableUpdate, Tables};
+use crate::tables::{Program, Refused, TableUpdate, Tables};
 
 pub const LO: IfIndex = 1;
 pub const ETH0: IfIndex = 2;
@@ -232,6 +232,8 @@ pub struct Sim {
     pub routes: BTreeMap<Ipv4Addr, Option<Route>>,
     /// Devices whose driver takes no program.
     pub refusing: BTreeSet<IfIndex>,
+    /// Devices that XDP cannot redirect to.
+    pub losing: BTreeSet<IfIndex>,
     slot_freed: HashMap<u32, Instant>,
     /// When the last entry left a location, and in which list.
     unnamed: HashMap<u32, (Instant, u32)>,
@@ -247,6 +249,7 @@ impl Sim {
             now: Instant::now(),
             routes: all.map(|remote| (remote, Some(via(ETH0, GATEWAY)))).into(),
             refusing: BTreeSet::new(),
+            losing: BTreeSet::new(),
             slot_freed: HashMap::new(),
             unnamed: HashMap::new(),
             lists: 0,
@@ -391,6 +394,8 @@ impl Sim {
             TableUpdate::Port { key, value } => {
                 assert_ne!(tables.ports.insert(key, value), Some(value));
             }
+            TableUpdate::Peer(key) => assert!(tables.peers.insert(key)),
+            TableUpdate::PeerDel(key) => assert!(tables.peers.remove(&key)),
             TableUpdate::PortDel(key) => assert!(tables.ports.remove(&key).is_some()),
             TableUpdate::Fdb { key, value } => {
                 let index = value.location();
@@ -412,9 +417,9 @@ impl Sim {
             TableUpdate::Attach {
                 ifindex,
                 program,
-                mode,
+                hook,
             } => {
-                assert_eq!(tables.hooks.insert(ifindex, (program, mode)), None);
+                assert_eq!(tables.hooks.insert(ifindex, (program, hook)), None);
             }
             TableUpdate::Detach(ifindex) => assert!(tables.hooks.remove(&ifindex).is_some()),
         }
@@ -442,8 +447,9 @@ impl Sim {
                 Place::Port(ifindex, _) => ifindex,
                 Place::Remote(slot) => tables.remotes[&slot].ifindex,
             };
+            let by_xdp = !matches!(location.place(), Place::Port(_, Via::Stack | Via::Kernel));
             assert!(
-                tables.targets.contains(&target),
+                !by_xdp || self.losing.contains(&target) || tables.targets.contains(&target),
                 "location {index} after {after:?}"
             );
         }
@@ -459,9 +465,11 @@ impl Sim {
         for (key, port) in &tables.ports {
             assert!(ids.contains(&port.segment), "{key:?} after {after:?}");
         }
-        for ifindex in tables.hooks.keys() {
+        for (ifindex, (program, _)) in &tables.hooks {
             assert!(
-                tables.targets.contains(ifindex),
+                *program == Program::Egress
+                    || self.losing.contains(ifindex)
+                    || tables.targets.contains(ifindex),
                 "hook {ifindex} after {after:?}"
             );
         }

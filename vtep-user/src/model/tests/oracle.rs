@@ -35,15 +35,9 @@ impl Kernel {
 
     pub fn port_works(&self, ifindex: IfIndex, n: usize) -> bool {
         let link = &self.links[&ifindex];
-        let plain = matches!(
-            link.kind,
-            LinkKind::Tun(Tun {
-                vnet_hdr: false,
-                ..
-            })
-        );
+        let ethernet = matches!(link.kind, LinkKind::Tun(Tun { tap: true, .. }));
         let open = link.bridge_port.is_some_and(|port| !port.isolated);
-        self.segment_works(n) && link.up && plain && open && link.master == Some(BRIDGES[n])
+        self.segment_works(n) && link.up && ethernet && open && link.master == Some(BRIDGES[n])
     }
 
     pub fn segment_of_port(&self, ifindex: IfIndex) -> Option<usize> {

@@ -270,8 +270,8 @@ impl Kernel {
             }),
             Op::Offloads { port, on } => self.change(PORTS[port], |link| {
                 link.kind = LinkKind::Tun(Tun {
-                    tap: true,
-                    vnet_hdr: on,
+                    tap: !on,
+                    vnet_hdr: false,
                 });
             }),
             Op::Learning { vxlan, on } => self.device(vxlan, |device| device.learning = on),

@@ -1,7 +1,7 @@
 //! Ways to remotes: the header in the slot, next hops that come, change and go.
 
 use vtep_common::checksum;
-use vtep_common::layout::{REMOTE_UDP_CHECKSUM, Remote, vni_word};
+use vtep_common::layout::{REMOTE_NO_PORT_RANGE, REMOTE_UDP_CHECKSUM, Remote, vni_word};
 
 use super::*;
 
@@ -40,7 +40,7 @@ fn header_is_what_the_device_would_write() {
         remote,
         Remote {
             ifindex: ETH0,
-            flags: 0,
+            flags: REMOTE_NO_PORT_RANGE,
             ip_sum,
             vni_word: 0,
             port_min: 49152,
