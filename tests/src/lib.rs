@@ -9,8 +9,12 @@ pub mod generator;
 pub mod lab;
 pub mod maps;
 pub mod netns;
+pub mod segments;
 pub mod streams;
+pub mod tap;
 pub mod twins;
+pub mod vnet;
+pub mod wiretap;
 
 use std::time::{Duration, Instant};
 

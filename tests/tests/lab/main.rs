@@ -9,6 +9,7 @@ mod late;
 mod life;
 mod mirror;
 mod moves;
+mod offload;
 mod oracle;
 mod reasons;
 mod traffic;
