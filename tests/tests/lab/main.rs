@@ -11,3 +11,4 @@ mod moves;
 mod oracle;
 mod reasons;
 mod traffic;
+mod underlay;
