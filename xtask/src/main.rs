@@ -6,10 +6,12 @@ mod demo;
 mod leftovers;
 mod lint;
 mod load;
+mod results;
 mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,6 +67,14 @@ enum Verb {
         /// Only tests whose name contains this
         filter: Option<String>,
     },
+    /// Lab tests in a virtual machine with a distribution's kernel
+    Vm {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+        /// Series of Debian's kernels
+        #[arg(long, value_enum, default_value_t = vm::Series::V6_12)]
+        kernel: vm::Series,
+    },
     /// Start the daemon on this machine's own NICs and wait until it is ready
     Load {
         /// Configuration of the daemon
@@ -104,6 +114,7 @@ fn main() -> ExitCode {
         }
         Verb::Lint => lint::run_all(),
         Verb::Test { filter } => return test::run_all(filter.as_deref()),
+        Verb::Vm { filter, kernel } => return vm::verb(filter.as_deref(), kernel),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
         Verb::Unload { instance } => load::unload(&instance),
     };

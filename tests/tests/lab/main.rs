@@ -13,3 +13,4 @@ mod offload;
 mod oracle;
 mod reasons;
 mod traffic;
+mod underlay;

@@ -11,7 +11,7 @@ use vtep_tests::daemon::Daemon;
 use vtep_tests::lab::Lab;
 use vtep_tests::netns::Netns;
 use vtep_tests::streams::Session;
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{is_root, skip, wait_until};
 
 /// Two hosts with daemons, a TCP session between their VMs on the fast path.
 struct Scene {
@@ -366,7 +366,10 @@ fn options_that_are_not_understood_leave_the_segment_to_the_kernel() {
                 .unwrap();
             scene.back();
         }
-        Err(error) => eprintln!("SKIPPED VLAN-aware bridge: this kernel has none ({error:#})"),
+        Err(error) => skip(
+            "VLAN-aware bridge",
+            &format!("this kernel has none ({error:#})"),
+        ),
     }
     scene.session.finish().unwrap();
 }
