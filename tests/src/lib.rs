@@ -9,8 +9,12 @@ pub mod generator;
 pub mod lab;
 pub mod maps;
 pub mod netns;
+pub mod segments;
 pub mod streams;
+pub mod tap;
 pub mod twins;
+pub mod vnet;
+pub mod wiretap;
 
 use std::time::{Duration, Instant};
 
@@ -94,16 +98,25 @@ pub fn has_devices(test: &str, devices: &[Device]) -> bool {
     true
 }
 
-/// Poll until `done` says so; the error names what was waited for.
+/// Poll until `done` says so; the error names what was waited for. Where the
+/// machine is slow, VTEP_TESTS_PATIENCE multiplies the time.
 pub fn wait_until(
     time: Duration,
     what: &str,
     mut done: impl FnMut() -> Result<bool>,
 ) -> Result<Duration> {
+    let patience = std::env::var("VTEP_TESTS_PATIENCE").ok();
+    let patience = patience.and_then(|factor| factor.parse().ok());
+    let time = time * patience.unwrap_or(1);
     let start = Instant::now();
     loop {
+        let asked = Instant::now();
         if done()? {
             return Ok(start.elapsed());
+        }
+        if patience.is_some() {
+            // Asking must not take the CPU from what is waited for.
+            std::thread::sleep(asked.elapsed());
         }
         if start.elapsed() > time {
             bail!("{what}: not within {time:?}");

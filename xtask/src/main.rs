@@ -50,6 +50,9 @@ enum Verb {
         /// Short rounds: under two minutes
         #[arg(long)]
         quick: bool,
+        /// Ports with offloads instead: TCP, and 64-byte UDP; under three minutes
+        #[arg(long, conflicts_with = "quick")]
+        tcp: bool,
         /// JSON instead of the table
         #[arg(long)]
         json: bool,
@@ -99,11 +102,13 @@ fn main() -> ExitCode {
         Verb::Demo => demo::demo(),
         Verb::Bench {
             quick,
+            tcp,
             json,
             rounds,
         } => {
             let mut options = vec![format!("--rounds={rounds}")];
             options.extend(quick.then(|| "--quick".to_owned()));
+            options.extend(tcp.then(|| "--tcp".to_owned()));
             options.extend(json.then(|| "--json".to_owned()));
             demo::bench(&options)
         }

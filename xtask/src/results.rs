@@ -14,6 +14,8 @@ pub struct Sum {
     pub failed: u32,
     pub skipped: u32,
     failures: Vec<String>,
+    /// The test that runs, whose result comes later, on a line of its own.
+    running: String,
     /// Tests, or parts of tests, that said why they prove nothing here.
     pub skips: Vec<String>,
     /// Programs that said "running N tests" and have not said their result.
@@ -34,10 +36,13 @@ impl Sum {
             self.passed += count(counts, " passed");
             self.failed += count(counts, " failed");
             self.skipped += count(counts, " ignored");
-        } else if let Some((name, result)) = test_line(line)
-            && result.starts_with("FAILED")
-        {
-            self.failures.push(name.to_owned());
+        } else if let Some((name, result)) = test_line(line) {
+            name.clone_into(&mut self.running);
+            if result.starts_with("FAILED") {
+                self.failures.push(name.to_owned());
+            }
+        } else if line == "FAILED" {
+            self.failures.push(std::mem::take(&mut self.running));
         }
     }
 
@@ -165,17 +170,20 @@ mod tests {
     }
 
     #[test]
-    fn tests_that_say_that_they_prove_nothing_are_not_passed() {
+    fn results_on_lines_of_their_own_belong_to_the_test_before() {
         let mut sum = Sum::default();
         for line in [
-            "test vlan::bond ... ",
-            "SKIPPED vlan::bond: this kernel has no bonds",
+            "test underlay::bond ... ",
+            "SKIPPED underlay::bond: this kernel has no bonds",
             "ok",
-            "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out",
+            "test life::dies ... log of the daemon lab-1-0:",
+            "FAILED",
+            "test result: FAILED. 5 passed; 1 failed; 0 ignored; 0 measured; 2 filtered out",
         ] {
             sum.add(line);
         }
-        assert_eq!(sum.skips, ["vlan::bond: this kernel has no bonds"]);
-        assert_eq!(sum.to_string(), "4 passed, 0 failed, 1 skipped");
+        assert_eq!(sum.skips, ["underlay::bond: this kernel has no bonds"]);
+        assert_eq!(sum.failures, ["life::dies"]);
+        assert_eq!(sum.to_string(), "4 passed, 1 failed, 1 skipped");
     }
 }

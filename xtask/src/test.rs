@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::results::{Shown, Sum};
 use crate::run::{as_root, can_be_root, cargo, interrupted, is_root, root_path, run};
-use crate::{build, leftovers, setup};
+use crate::{build, leftovers, setup, vm};
 
 /// Time for test programs to end after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(3);
@@ -61,10 +61,25 @@ fn suites(sum: &mut Sum, filter: Option<&str>) -> Result<()> {
             return Ok(());
         }
     }
+    in_machine(sum, filter);
     if sum.passed + sum.failed + sum.skipped == 0 {
         bail!("no test is named like `{}`", filter.unwrap_or(""));
     }
     Ok(())
+}
+
+/// Tests of what the running kernel may lack. Where no virtual machine can be had
+/// they are skipped, loudly.
+fn in_machine(sum: &mut Sum, filter: Option<&str>) {
+    match vm::prepare(vm::Series::V6_12) {
+        Ok(kernel) => {
+            if let Err(error) = vm::run(&kernel, vm::Choice::Own(filter), sum) {
+                eprintln!("test: {}: {error:#}", vm::WHAT);
+                sum.failed += 1;
+            }
+        }
+        Err(error) => sum.add(&format!("SKIPPED {}: {error:#}", vm::WHAT)),
+    }
 }
 
 /// Compiled as the user, run as root: cargo's own files stay the user's.

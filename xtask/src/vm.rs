@@ -40,8 +40,32 @@ const PROGRAMS: &[&str] = &[
 const VTEP: &str = "/usr/bin/vtep";
 const TESTS: &str = "/usr/bin/lab";
 const EBPF_DIR: &str = "/usr/lib/vtep";
+pub const WHAT: &str = "tests in a virtual machine";
+/// Modules of the lab tests that need what only such a kernel has. `cargo xtask
+/// test` runs these inside; the others have run outside by then.
+const OWN: &[&str] = &["underlay::"];
 /// Tests that are not run inside, with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[];
+
+/// Which tests to run.
+#[derive(Debug, Clone, Copy)]
+pub enum Choice<'a> {
+    /// All whose names contain this.
+    All(Option<&'a str>),
+    /// Of those in [`OWN`] modules.
+    Own(Option<&'a str>),
+}
+
+impl Choice<'_> {
+    fn takes(self, test: &str) -> bool {
+        let (Self::All(filter) | Self::Own(filter)) = self;
+        let own = OWN.iter().any(|module| test.starts_with(module));
+        filter.is_none_or(|filter| test.contains(filter)) && (own || matches!(self, Self::All(_)))
+    }
+}
+
+/// How much slower than a real machine it is, for the deadlines of tests.
+const PATIENCE: u32 = 10;
 /// Time for all of them.
 const LIMIT: Duration = Duration::from_secs(1200);
 
@@ -50,7 +74,7 @@ pub fn verb(filter: Option<&str>, series: Series) -> ExitCode {
     let result = setup::run()
         .and_then(|()| build::all(false))
         .and_then(|()| prepare(series))
-        .and_then(|kernel| run(&kernel, &filter.into_iter().collect::<Vec<_>>(), &mut sum));
+        .and_then(|kernel| run(&kernel, Choice::All(filter), &mut sum));
     if let Err(error) = result {
         eprintln!("vm: {error:#}");
         sum.failed += 1;
@@ -71,23 +95,23 @@ pub fn prepare(series: Series) -> Result<Kernel> {
     kernel::get(series)
 }
 
-/// Boot once, run the tests whose names contain one of `filters` (all, if there
-/// are none), add up.
-pub fn run(kernel: &Kernel, filters: &[&str], sum: &mut Sum) -> Result<()> {
-    let what = "tests in a virtual machine";
-    eprintln!("test: {what}: compiling");
+/// Boot once, run the tests, add up.
+pub fn run(kernel: &Kernel, choice: Choice, sum: &mut Sum) -> Result<()> {
+    eprintln!("test: {WHAT}: compiling");
     let tests = compile_tests()?;
+    let names = names(&tests, choice)?;
+    if names.is_empty() {
+        eprintln!("test: {WHAT}: none of this name");
+        return Ok(());
+    }
     let directory = workspace().join(format!("target/vm/run-{}", std::process::id()));
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let _cleanup = Cleanup(&directory);
     let initramfs = directory.join("initramfs.cpio");
     let mut bytes = fs::read(&kernel.modules)?;
-    bytes.extend(userland(&tests, filters, &directory)?);
+    bytes.extend(userland(&tests, &names, &directory)?);
     fs::write(&initramfs, bytes)?;
-    for (name, reason) in LEFT_OUT {
-        eprintln!("test: {what}: without {name}: {reason}");
-    }
-    eprintln!("test: {what}: booting");
+    eprintln!("test: {WHAT}: booting");
     let machine = Machine {
         kernel: kernel.image.clone(),
         initramfs,
@@ -95,7 +119,7 @@ pub fn run(kernel: &Kernel, filters: &[&str], sum: &mut Sum) -> Result<()> {
         limit: LIMIT,
     };
     let failed_before = sum.failed;
-    let mut shown = Shown::new(what);
+    let mut shown = Shown::new(WHAT);
     let status = machine.run(|line| {
         sum.add(line);
         shown.line(line);
@@ -131,8 +155,29 @@ fn compile_tests() -> Result<PathBuf> {
         .context("cargo names no test program")
 }
 
+/// Names of the tests that are run; those that are not are said.
+fn names(tests: &Path, choice: Choice) -> Result<Vec<String>> {
+    let list = capture(Command::new(tests).arg("--list"))?;
+    let mut names: Vec<String> = list
+        .lines()
+        .filter_map(|line| line.strip_suffix(": test"))
+        .filter(|name| choice.takes(name))
+        .map(str::to_owned)
+        .collect();
+    for (left_out, reason) in LEFT_OUT {
+        names.retain(|name| {
+            let stays = name != left_out;
+            if !stays {
+                eprintln!("test: {WHAT}: without {name}: {reason}");
+            }
+            stays
+        });
+    }
+    Ok(names)
+}
+
 /// Everything but the modules.
-fn userland(tests: &Path, filters: &[&str], scratch: &Path) -> Result<Vec<u8>> {
+fn userland(tests: &Path, names: &[String], scratch: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in [
         "dev", "proc", "sys", "run", "tmp", "root", "etc", "usr/bin", "usr/sbin",
@@ -141,7 +186,7 @@ fn userland(tests: &Path, filters: &[&str], scratch: &Path) -> Result<Vec<u8>> {
     }
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, include_bytes!("vm/init.sh"));
-    archive.file("work.sh", 0o644, work(filters).as_bytes());
+    archive.file("work.sh", 0o644, work(names).as_bytes());
     let users = b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
     archive.file("etc/passwd", 0o644, users);
     let mut libraries = BTreeSet::new();
@@ -182,16 +227,12 @@ fn userland(tests: &Path, filters: &[&str], scratch: &Path) -> Result<Vec<u8>> {
 }
 
 /// What the machine does.
-fn work(filters: &[&str]) -> String {
-    let quoted = |word: &str| format!(" '{}'", word.replace('\'', r"'\''"));
-    let skips: String = LEFT_OUT
-        .iter()
-        .map(|(name, _)| format!(" --skip {name}"))
-        .collect();
-    let filters: String = filters.iter().map(|filter| quoted(filter)).collect();
+fn work(names: &[String]) -> String {
     format!(
-        "export VTEP_BIN={VTEP} VTEP_EBPF_DIR={EBPF_DIR} VTEP_TESTS_REQUIRE=root,devices\n\
-         exec {TESTS} --test-threads=1{skips}{filters}\n"
+        "export VTEP_BIN={VTEP} VTEP_EBPF_DIR={EBPF_DIR} VTEP_TESTS_REQUIRE=root,devices \
+         VTEP_TESTS_PATIENCE={PATIENCE}\n\
+         exec {TESTS} --test-threads=1 --exact {}\n",
+        names.join(" ")
     )
 }
 

@@ -3,7 +3,7 @@
 //! a single VXLAN device. The same suite for all; the third host has no daemon.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -68,7 +68,7 @@ impl Layout {
     }
 
     /// Commands that make the segments of one host.
-    fn commands(self, local: Ipv4Addr) -> String {
+    fn commands(self, local: IpAddr) -> String {
         let mut lines = String::new();
         let mut add = |line: String| lines += &(line + "\n");
         if self != Self::Bridges {

@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn cut_files_are_refused() {
         let file = elf(b"depends=stp\0");
-        for length in 0..file.len() {
+        // What follows the size of the last section is not read.
+        for length in 0..file.len() - 0x18 {
             assert!(dependencies(&file[..length]).is_err(), "{length}");
         }
     }
