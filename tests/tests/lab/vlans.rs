@@ -2,6 +2,7 @@
 //! each, VLANs of one bridge with a VXLAN device for each, VLANs of one bridge with
 //! a single VXLAN device. The same suite for all; the third host has no daemon.
 
+mod facts;
 mod scene;
 
 use std::time::Duration;
