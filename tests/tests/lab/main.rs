@@ -12,5 +12,6 @@ mod moves;
 mod offload;
 mod oracle;
 mod reasons;
+mod strict;
 mod traffic;
 mod underlay;
