@@ -2,7 +2,7 @@
 //! does not is left to the kernel with a reason. Most kernels of machines that
 //! build have none of these devices: `cargo xtask vm` boots one that has.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -140,7 +140,7 @@ fn local_address_on_a_dummy_is_fast_through_the_nic() {
             .unwrap();
         let route = format!("ip route add {local}/32 via {}", host.address);
         lab.router.run(&route).unwrap();
-        host.address = local;
+        host.address = local.into();
     }
     let scene = Scene::new(lab, "");
     scene.is_fast();
@@ -164,7 +164,7 @@ fn uplink_that_is_a_vlan_device_is_left_to_the_kernel_with_a_reason() {
     let lab = bare();
     for (i, host) in lab.hosts.iter().enumerate() {
         let (address, gateway) = (host.address, host.gateway);
-        let move_address = |device: &str, address: Ipv4Addr| {
+        let move_address = |device: &str, address: IpAddr| {
             format!(
                 "ip addr flush dev {device}
                  ip link add link {device} name {device}.5 type vlan id 5
