@@ -375,8 +375,8 @@ pub fn number(frame: &[u8]) -> Option<usize> {
 enum Station {
     Known(MacAddr),
     Unknown,
-    /// Seen as a source only from the VM.
-    FromVm,
+    /// Seen as a source only from this VM.
+    FromVm(u8),
     /// Seen as a source only behind this address.
     Behind([u8; 4]),
     Group([u8; 6]),
@@ -397,21 +397,23 @@ const GROUPS: &[[u8; 6]] = &[
     [3, 0, 0, 0, 0, 1],
 ];
 
+/// Stations that never move.
+const KNOWN: [MacAddr; 10] = [
+    A,
+    A2,
+    C,
+    NEAR[0],
+    NEAR[1],
+    FAR,
+    BRIDGE_MAC,
+    VXLAN_MAC,
+    PORT_MACS[0],
+    PORT_MACS[1],
+];
+
 /// Everything that can be written into an address field.
 fn stations(learned: Station) -> Vec<Station> {
-    let known = [
-        A,
-        A2,
-        C,
-        NEAR[0],
-        NEAR[1],
-        FAR,
-        BRIDGE_MAC,
-        VXLAN_MAC,
-        PORT_MACS[0],
-        PORT_MACS[1],
-    ];
-    let mut all: Vec<Station> = known.into_iter().map(Station::Known).collect();
+    let mut all: Vec<Station> = KNOWN.into_iter().map(Station::Known).collect();
     all.extend(GROUPS.iter().copied().map(Station::Group));
     all.extend([Station::Unknown, Station::Zero, learned]);
     all
@@ -423,7 +425,7 @@ impl Station {
         match self {
             Self::Known(mac) => mac,
             Self::Unknown => mac([0xee, rng.byte()]),
-            Self::FromVm => mac([FROM_VM, n]),
+            Self::FromVm(vm) => mac([FROM_VM + vm, n]),
             Self::Behind([a, b, c, d]) => MacAddr([BEHIND, a, b, c, d, n]),
             Self::Group(mac) => MacAddr(mac),
             Self::Zero => MacAddr::ZERO,
@@ -431,13 +433,13 @@ impl Station {
     }
 }
 
-/// In the addresses of [`Station::FromVm`] and [`Station::Behind`].
+/// In the addresses of [`Station::FromVm`] (and one more a VM) and [`Station::Behind`].
 const FROM_VM: u8 = 0xe0;
 const BEHIND: u8 = 6;
 
 /// Whether the kernel has learned the station in this run, if it has sent yet.
 fn is_learned(mac: MacAddr) -> bool {
-    mac.0[0] == BEHIND || (mac.0[0] == 2 && mac.0[4] == FROM_VM)
+    mac.0[0] == BEHIND || (mac.0[0] == 2 && [FROM_VM, FROM_VM + 1].contains(&mac.0[4]))
 }
 
 struct Inner {
@@ -491,7 +493,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
         let (source, destination) = (source.mac(rng), destination.mac(rng));
         let inner = inner(source, destination, payload, cases.len());
         cases.push(Case {
-            way: egress_way(world, &inner),
+            way: egress_way(world, &[A, A2], &inner),
             what: inner.what,
             frame: inner.frame,
             flow: inner.flow,
@@ -504,7 +506,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
             add(Station::Known(A), destination, packet, &mut rng);
         }
     }
-    for source in stations(Station::FromVm) {
+    for source in stations(Station::FromVm(0)) {
         for kind in ["udp4", "tcp6", "arp reply"] {
             let packet = payload(kind, 86, 0, &mut rng);
             add(source, near, packet, &mut rng);
@@ -527,7 +529,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
         }
     }
     let (sources, destinations) = (
-        stations(Station::FromVm),
+        stations(Station::FromVm(0)),
         stations(Station::Behind(NEAR_IP)),
     );
     let usual = [NEAR[0], NEAR[0], NEAR[1], FAR, C].map(Station::Known);
@@ -562,7 +564,7 @@ pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: us
                 let packet = payload(kind, 86, 0, &mut rng);
                 let inner = inner(A, *destination, packet, cases.len());
                 cases.push(Case {
-                    way: egress_way(world, &inner),
+                    way: egress_way(world, &[A, A2], &inner),
                     what: inner.what,
                     frame: inner.frame,
                     flow: inner.flow,
@@ -573,14 +575,16 @@ pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: us
     cases
 }
 
-fn egress_way(world: &World, inner: &Inner) -> Way {
+/// `own`: the stations at the port that the frame comes from.
+fn egress_way(world: &World, own: &[MacAddr], inner: &Inner) -> Way {
     let fits = |limit| inner.frame.len() >= 16 && inner.frame.len() <= limit;
-    let known = [A, A2].contains(&inner.source);
+    let known = own.contains(&inner.source);
     let learned = is_learned(inner.source) || is_learned(inner.destination);
+    let local = |to| [A, A2, C].contains(&to) && !own.contains(&to);
     match inner.destination {
         _ if !inner.plain => Way::Pass,
         _ if learned => Way::Either,
-        to if known && to == C && fits(world.local_max) => Way::Fast,
+        to if known && local(to) && fits(world.local_max) => Way::Fast,
         to if known && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => Way::Fast,
         _ => Way::Pass,
     }
@@ -588,3 +592,6 @@ fn egress_way(world: &World, inner: &Inner) -> Way {
 
 mod outer;
 pub use outer::{ingress, ingress_changed, ingress_in_two_fragments, ingress_to};
+mod grammar;
+pub use grammar::{BLOCK, Grammar};
+mod mutate;

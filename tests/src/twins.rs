@@ -8,7 +8,7 @@ use vtep_common::{MacAddr, Outcome, checksum};
 
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::frames::vxlan;
+use crate::frames::{is_udp_to, vxlan};
 use crate::lab::{VM_MTU, VNI};
 use crate::wait_until;
 
@@ -28,6 +28,8 @@ pub struct Device {
     pub bridge_learning: bool,
     /// MTU of the second VM and its port.
     pub small_mtu: u32,
+    /// The bridge listens to IGMP and MLD.
+    pub snooping: bool,
 }
 
 impl Default for Device {
@@ -37,6 +39,7 @@ impl Default for Device {
             udp_port: 4789,
             bridge_learning: true,
             small_mtu: 1500,
+            snooping: true,
         }
     }
 }
@@ -135,23 +138,39 @@ impl Twins {
     pub fn run(&mut self, tap: Tap, cases: &[Case]) -> Result<Report> {
         let before = self.outcomes()?;
         let (seen, marks) = (self.seen_frames, self.fast_marks);
-        for side in [&mut self.kernel, &mut self.fast] {
-            side.out.clear();
-        }
-        for chunk in cases.chunks(CHUNK) {
-            let mut frames: Vec<Vec<u8>> = chunk.iter().map(|case| case.frame.clone()).collect();
-            for side in [&mut self.kernel, &mut self.fast] {
-                side.taps[tap as usize].send_batch(&mut frames)?;
-                side.drain(&self.world, self.chunks)?;
-            }
-            self.chunks += 1;
-            self.seen_frames += (chunk.len() + MARKS.len()) as u64;
-            self.fast_marks += MARKS.iter().filter(|mark| mark.fast).count() as u64;
-        }
+        self.exchange(tap, cases)?;
         self.compare(cases)?;
-        self.flows(cases)?;
+        self.flows(cases, 0)?;
         let (seen, marks) = (self.seen_frames - seen, self.fast_marks - marks);
         self.report(cases, before, seen, marks)
+    }
+
+    /// Put the cases into both hosts at `tap` and keep what comes out. The hosts
+    /// have nothing in common, so both work at the same time.
+    pub fn exchange(&mut self, tap: Tap, cases: &[Case]) -> Result<()> {
+        let (first, world) = (self.chunks, &self.world);
+        let work = |side: &mut Side| -> Result<()> {
+            side.out.clear();
+            for (number, chunk) in cases.chunks(CHUNK).enumerate() {
+                let frames: Vec<&[u8]> = chunk.iter().map(|case| &*case.frame).collect();
+                side.taps[tap as usize].send_batch(&frames)?;
+                side.drain(world, first + number as u32)?;
+            }
+            Ok(())
+        };
+        let (kernel, fast) = (&mut self.kernel, &mut self.fast);
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| work(kernel).context("kernel-only host"));
+            let fast = work(fast).context("accelerated host");
+            let joined = kernel.join();
+            fast.and(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        let chunks = cases.len().div_ceil(CHUNK);
+        self.chunks += chunks as u32;
+        self.seen_frames += (cases.len() + chunks * MARKS.len()) as u64;
+        let fast_marks = MARKS.iter().filter(|mark| mark.fast).count();
+        self.fast_marks += (chunks * fast_marks) as u64;
+        Ok(())
     }
 
     /// R42: every frame in exactly one outcome.
@@ -208,83 +227,56 @@ impl Twins {
 
     /// The same frames at every tap, byte for byte but for what may differ.
     fn compare(&self, cases: &[Case]) -> Result<()> {
+        let differences = self.differences();
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let lines = differences.iter().take(12).map(|difference| {
+            let number = corpus::number(&difference.frame);
+            let case = number.and_then(|number| cases.get(number));
+            let what = case.map_or("", |case| &case.what);
+            format!("case {number:?} {what}\n  {difference}")
+        });
+        let lines: Vec<String> = lines.collect();
+        bail!(
+            "{} differences, the first of them:\n{}",
+            differences.len(),
+            lines.join("\n")
+        )
+    }
+
+    /// What only one of the hosts emitted in the last exchange, in normal form.
+    pub fn differences(&self) -> Vec<Difference> {
         let mut differences = Vec::new();
         for tap in TAPS {
             let mut balance: HashMap<Vec<u8>, i32> = HashMap::new();
             for (side, sign) in [(&self.kernel, 1), (&self.fast, -1)] {
                 for frame in side.out.get(&tap).into_iter().flatten() {
-                    let normal = self.normal_form(tap, frame)?;
+                    let normal = normal_form(tap, frame, self.world.udp_port);
                     *balance.entry(normal).or_default() += sign;
                 }
             }
-            for (frame, sum) in balance.into_iter().filter(|(_, sum)| *sum != 0) {
-                let number = corpus::number(&frame);
-                let case = number.and_then(|number| cases.get(number));
-                let side = if sum > 0 { "kernel" } else { "accelerated" };
-                differences.push(format!(
-                    "{tap:?}, {} times more from the {side} host: case {number:?} {}\n  {}",
-                    sum.abs(),
-                    case.map_or("", |case| &case.what),
-                    hex(&frame)
-                ));
-            }
-        }
-        if differences.is_empty() {
-            return Ok(());
+            let unequal = balance.into_iter().filter(|(_, surplus)| *surplus != 0);
+            differences.extend(unequal.map(|(frame, surplus)| Difference {
+                tap,
+                frame,
+                surplus,
+            }));
         }
         differences.sort();
-        bail!(
-            "{} differences, the first of them:\n{}",
-            differences.len(),
-            differences[..differences.len().min(12)].join("\n")
-        )
-    }
-
-    /// What may differ set to zero, after a look whether it is right: outer source
-    /// port, IPv4 identification and the checksums over them.
-    fn normal_form(&self, tap: Tap, frame: &[u8]) -> Result<Vec<u8>> {
-        let mut frame = frame.to_vec();
-        if tap != Tap::Wire || frame.len() < 34 || frame[12..14] != [8, 0] {
-            return Ok(frame);
-        }
-        ensure!(
-            checksum::bytes(&frame[14..34]) == 0xffff,
-            "outer IPv4 checksum: {}",
-            hex(&frame)
-        );
-        frame[18..20].fill(0);
-        frame[24..26].fill(0);
-        let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
-        // Fragments are always the kernel's, on both hosts.
-        if fragment || !crate::frames::is_udp_to(&frame, self.world.udp_port) {
-            return Ok(frame);
-        }
-        if frame[40..42] != [0, 0] {
-            let (source, destination) = (array(&frame[26..30]), array(&frame[30..34]));
-            let length = (frame.len() - 34) as u16;
-            let sum = checksum::udp_pseudo_v4(source, destination, length)
-                + u64::from(checksum::bytes(&frame[34..]));
-            ensure!(
-                checksum::fold(sum) == 0xffff,
-                "outer UDP checksum: {}",
-                hex(&frame)
-            );
-            frame[40..42].fill(0xff);
-        }
-        frame[34..36].fill(0);
-        Ok(frame)
+        differences
     }
 
     /// Within a flow, frames of one way keep their order, fast ones their source
-    /// port too (R4).
-    fn flows(&self, cases: &[Case]) -> Result<()> {
+    /// port too (R4). `first`: number of the first case.
+    pub fn flows(&self, cases: &[Case], first: usize) -> Result<()> {
         for tap in TAPS {
             let mut last: HashMap<(u64, bool), usize> = HashMap::new();
             let mut ports: HashMap<u64, u16> = HashMap::new();
             for frame in self.fast.out.get(&tap).into_iter().flatten() {
-                let Some((number, case)) =
-                    corpus::number(frame).and_then(|number| Some((number, cases.get(number)?)))
-                else {
+                let case = corpus::number(frame)
+                    .and_then(|number| Some((number, cases.get(number.checked_sub(first)?)?)));
+                let Some((number, case)) = case else {
                     continue;
                 };
                 let fast = case.way == Way::Fast;
@@ -307,10 +299,10 @@ impl Twins {
                     "source port {port} not in {:?}",
                     self.source_ports
                 );
-                let first = *ports.entry(case.flow).or_insert(port);
+                let before = *ports.entry(case.flow).or_insert(port);
                 ensure!(
-                    first == port,
-                    "source ports {first} and {port} in one flow: {}",
+                    before == port,
+                    "source ports {before} and {port} in one flow: {}",
                     case.what
                 );
             }
@@ -335,6 +327,21 @@ impl Twins {
         self.fast.out.get(&tap).map_or(&[], Vec::as_slice)
     }
 
+    /// All that either host emitted in the last exchange.
+    pub fn emitted(&self) -> impl Iterator<Item = (&'static str, Tap, &Vec<u8>)> {
+        let hosts = [("kernel-only", &self.kernel), ("accelerated", &self.fast)];
+        hosts.into_iter().flat_map(|(name, side)| {
+            let taps = side.out.iter();
+            taps.flat_map(move |(tap, frames)| frames.iter().map(move |f| (name, *tap, f)))
+        })
+    }
+
+    /// Frames put in since the start, and those that took the fast path although
+    /// nobody compares them.
+    pub fn put_in(&self) -> (u64, u64) {
+        (self.seen_frames, self.fast_marks)
+    }
+
     /// Wait until the maps say about a station what the kernel's FDB says.
     pub fn wait_place(&self, mac: MacAddr, place: &str) -> Result<()> {
         wait_until(DEADLINE, &format!("{mac} at {place}"), || {
@@ -345,6 +352,63 @@ impl Twins {
         })?;
         Ok(())
     }
+}
+
+/// A frame that one host emitted more often than the other.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Difference {
+    pub tap: Tap,
+    pub frame: Vec<u8>,
+    /// How much more often by the kernel; negative: by the accelerated host.
+    pub surplus: i32,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let host = if self.surplus > 0 {
+            "kernel-only"
+        } else {
+            "accelerated"
+        };
+        write!(
+            f,
+            "{:?}: {} more from the {host} host: {}",
+            self.tap,
+            self.surplus.abs(),
+            hex(&self.frame)
+        )
+    }
+}
+
+/// What may differ set to zero where it is right: outer source port, IPv4
+/// identification and the checksums over them. A wrong checksum stays as it is.
+fn normal_form(tap: Tap, frame: &[u8], udp_port: u16) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if tap != Tap::Wire || frame.len() < 34 || frame[12..14] != [8, 0] {
+        return frame;
+    }
+    let ip_is_right = checksum::bytes(&frame[14..34]) == 0xffff;
+    if ip_is_right {
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    }
+    let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
+    // Fragments are always the kernel's, on both hosts.
+    if fragment || !is_udp_to(&frame, udp_port) {
+        return frame;
+    }
+    if frame[40..42] != [0, 0] {
+        let (source, destination) = (array(&frame[26..30]), array(&frame[30..34]));
+        let length = (frame.len() - 34) as u16;
+        let sum = checksum::udp_pseudo_v4(source, destination, length)
+            + u64::from(checksum::bytes(&frame[34..]));
+        if checksum::fold(sum) != 0xffff {
+            return frame;
+        }
+        frame[40..42].fill(0xff);
+    }
+    frame[34..36].fill(0);
+    frame
 }
 
 fn array(bytes: &[u8]) -> [u8; 4] {

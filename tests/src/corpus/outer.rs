@@ -17,14 +17,14 @@ enum UdpChecksum {
 }
 
 #[derive(Debug, Clone)]
-struct Outer {
-    macs: [MacAddr; 2],
-    tos: u8,
-    identification: u16,
+pub(super) struct Outer {
+    pub(super) macs: [MacAddr; 2],
+    pub(super) tos: u8,
+    pub(super) identification: u16,
     fragment: u16,
     ttl: u8,
     protocol: u8,
-    addresses: [[u8; 4]; 2],
+    pub(super) addresses: [[u8; 4]; 2],
     options: &'static [u8],
     udp_ports: [u16; 2],
     udp_checksum: UdpChecksum,
@@ -44,7 +44,7 @@ struct Outer {
 }
 
 impl Outer {
-    fn new(world: &World, number: usize) -> Self {
+    pub(super) fn new(world: &World, number: usize) -> Self {
         let mut vxlan = [8, 0, 0, 0, 0, 0, 0, 0];
         vxlan[4..].copy_from_slice(&(VNI << 8).to_be_bytes());
         Self {
@@ -69,7 +69,7 @@ impl Outer {
         }
     }
 
-    fn build(&self, inner: &[u8]) -> Vec<u8> {
+    pub(super) fn build(&self, inner: &[u8]) -> Vec<u8> {
         let mut data = [&self.vxlan[..], inner].concat();
         data.truncate(self.cut.unwrap_or(data.len()));
         let udp_bytes = (8 + data.len() as u16).wrapping_add_signed(self.udp_off);
@@ -111,10 +111,10 @@ impl Outer {
     }
 }
 
-type Change = fn(&mut Outer, &mut Rng);
+pub(super) type Change = fn(&mut Outer, &mut Rng);
 
 /// What is done to the outer headers, and whether the frame may still be fast.
-const CHANGES: &[(&str, Way, Change)] = &[
+pub(super) const CHANGES: &[(&str, Way, Change)] = &[
     ("as it is", Way::Fast, |_, _| {}),
     ("UDP checksum", Way::Fast, |o, _| {
         o.udp_checksum = UdpChecksum::Right;
@@ -274,7 +274,7 @@ pub fn ingress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
             }
         }
     }
-    for destination in stations(Station::FromVm) {
+    for destination in stations(Station::FromVm(0)) {
         for kind in KINDS {
             let packet = payload(kind, 86, 0, &mut rng);
             all.add(&plain, None, destination, packet, 0, &mut rng);
@@ -324,7 +324,7 @@ pub fn ingress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
     all.in_two_fragments(&mut rng);
 
     let sources = stations(Station::Behind(NEAR_IP));
-    let destinations = stations(Station::FromVm);
+    let destinations = stations(Station::FromVm(0));
     let usual = [A, A, A2, C].map(Station::Known);
     for _ in 0..generated {
         let change = if rng.percent(50) {
@@ -399,6 +399,25 @@ pub fn ingress_in_two_fragments(world: &World) -> Vec<Case> {
     all.cases
 }
 
+/// A packet without options in two fragments, the first of so many units of 8
+/// bytes.
+pub(super) fn in_two(whole: &[u8], units: usize) -> [Vec<u8>; 2] {
+    let at = 34 + 8 * units;
+    [
+        (0x2000, &whole[34..at]),
+        (units as u16, &whole[at..]),
+    ]
+    .map(|(fragment, data)| {
+        let mut ip = whole[14..34].to_vec();
+        ip[2..4].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
+        ip[6..8].copy_from_slice(&fragment.to_be_bytes());
+        ip[10..12].fill(0);
+        let sum = !checksum::bytes(&ip);
+        ip[10..12].copy_from_slice(&sum.to_ne_bytes());
+        [&whole[..14], &ip, data].concat()
+    })
+}
+
 struct Cases<'w> {
     world: &'w World,
     cases: Vec<Case>,
@@ -428,7 +447,7 @@ impl Cases<'_> {
             (None, from) => Station::Behind(from),
         };
         let inner = inner(source.mac(rng), destination.mac(rng), packet, number);
-        if differs_on_purpose(self.world, &outer, &inner) {
+        if differs_on_purpose(self.world, outer.addresses[0], inner.source) {
             return;
         }
         let way = match way {
@@ -471,21 +490,10 @@ impl Cases<'_> {
             let outer = Outer::new(self.world, number);
             let packet = payload(KINDS[i % PLAIN_KINDS], 300, 0, rng);
             let inner = inner(NEAR[0], A, packet, number);
-            let whole = outer.build(&inner.frame);
-            let at = 34 + 8 * (1 + i * 2);
-            for (fragment, data) in [
-                (0x2000, &whole[34..at]),
-                ((at - 34) as u16 / 8, &whole[at..]),
-            ] {
-                let mut ip = whole[14..34].to_vec();
-                ip[2..4].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
-                ip[6..8].copy_from_slice(&fragment.to_be_bytes());
-                ip[10..12].fill(0);
-                let sum = !checksum::bytes(&ip);
-                ip[10..12].copy_from_slice(&sum.to_ne_bytes());
+            for frame in in_two(&outer.build(&inner.frame), 1 + i * 2) {
                 self.cases.push(Case {
-                    what: format!("fragment {fragment:#06x} of {}", inner.what),
-                    frame: [&whole[..14], &ip, data].concat(),
+                    what: format!("fragment {:02x?} of {}", &frame[20..22], inner.what),
+                    frame,
                     way: Way::Pass,
                     flow: inner.flow,
                 });
@@ -503,11 +511,11 @@ impl Cases<'_> {
 /// stations behind several VTEPs and gateway addresses that every host has would
 /// otherwise be slow, and a forger can as well take the address of a real remote,
 /// which the kernel accepts too.
-fn differs_on_purpose(world: &World, outer: &Outer, inner: &Inner) -> bool {
-    !world.learning && (outer.addresses[0] == HOST_IP2 || inner.source == super::VXLAN_MAC)
+pub(super) fn differs_on_purpose(world: &World, outer: [u8; 4], inner: MacAddr) -> bool {
+    !world.learning && (outer == HOST_IP2 || inner == super::VXLAN_MAC)
 }
 
-fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
+pub(super) fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
     let local = [A, A2, C].contains(&inner.destination);
     let behind = match outer.addresses[0] {
         NEAR_IP => NEAR.contains(&inner.source),

@@ -2,18 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::MacAddr;
 
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
-use crate::frames::{Socket, ethernet};
+use crate::frames::{Inbox, Socket, ethernet};
 use crate::lab::{BRIDGE, Lab, Options, UPLINK, VXLAN};
 
 /// For everything that has to come.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+/// Longer than any run, seconds: what a clock decides would differ between the
+/// hosts.
+const AGES: u32 = 36_000;
+/// Limits of rate, time and memory in the host's IPv4 that a long run would meet,
+/// in either host at another frame.
+const STEADY: [(&str, &str); 4] = [
+    // No type of ICMP message is limited in rate.
+    ("icmp_ratemask", "0"),
+    ("ipfrag_time", "36000"),
+    ("ipfrag_high_thresh", "1000000000"),
+    ("ipfrag_max_dist", "0"),
+];
 /// In frames that mark the end of a chunk, followed by its number and a letter.
 const MARK: [u8; 8] = *b"\xf1vtepEND";
 
@@ -22,13 +35,14 @@ pub(super) struct Side {
     pub lab: Lab,
     pub taps: [Socket; 3],
     pub out: BTreeMap<Tap, Vec<Vec<u8>>>,
+    inbox: Inbox,
 }
 
 impl Side {
     pub fn new(device: &Device) -> Result<Self> {
         let options = Options {
             hosts: 1,
-            vxlan: device.vxlan.into(),
+            vxlan: format!("{} ageing {AGES}", device.vxlan),
             udp_port: device.udp_port,
             ..Options::default()
         };
@@ -40,9 +54,19 @@ impl Side {
         lab.router
             .enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")?))?;
         lab.router.run("ip link set to1 mtu 1508")?;
-        // No type of ICMP message is limited in rate.
-        host.netns
-            .enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/icmp_ratemask", "0")?))?;
+        host.netns.enter(|| {
+            for (key, value) in STEADY {
+                let path = Path::new("/proc/sys/net/ipv4").join(key);
+                std::fs::write(&path, value).with_context(|| path.display().to_string())?;
+            }
+            Ok(())
+        })?;
+        let snooping = u8::from(device.snooping);
+        host.netns.run(&format!(
+            "ip link set {BRIDGE} type bridge ageing_time {AGES}00 mcast_snooping {snooping}
+             mcast_membership_interval {AGES}00 mcast_querier_interval {AGES}00
+             mcast_last_member_interval {AGES}00"
+        ))?;
         let mtus = [1500, device.small_mtu];
         for ((vm, mtu), mac) in lab.vms.iter().zip(mtus).zip(corpus::PORT_MACS) {
             // The VMs and the router can send more than the host's ends take.
@@ -100,6 +124,7 @@ impl Side {
             lab,
             taps,
             out: BTreeMap::new(),
+            inbox: Inbox::default(),
         })
     }
 
@@ -119,15 +144,13 @@ impl Side {
                     .iter()
                     .flat_map(|mark| mark.to.iter().filter(|to| **to == tap).map(|_| mark.letter))
                     .collect();
+                let out = self.out.entry(tap).or_default();
                 let deadline = Instant::now() + DEADLINE;
                 while !missing.is_empty() {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    let Some(frame) = self.taps[tap as usize].receive(left)? else {
-                        let letters = String::from_utf8_lossy(&missing).into_owned();
-                        bail!("{tap:?}: marks {letters} of chunk {chunk} did not arrive");
-                    };
-                    match mark_in(&frame) {
-                        Some((number, letter)) => {
+                    let socket = &self.taps[tap as usize];
+                    let some = self.inbox.receive(socket, left, |frame| {
+                        if let Some((number, letter)) = mark_in(&frame) {
                             let at = missing.iter().position(|l| *l == letter);
                             ensure!(
                                 number == chunk && at.is_some(),
@@ -135,9 +158,14 @@ impl Side {
                                 char::from(letter)
                             );
                             missing.swap_remove(at.unwrap_or_default());
+                        } else if !is_noise(&frame, world) {
+                            out.push(frame);
                         }
-                        None if is_noise(&frame) => {}
-                        None => self.out.entry(tap).or_default().push(frame),
+                        Ok(())
+                    })?;
+                    if !some {
+                        let letters = String::from_utf8_lossy(&missing).into_owned();
+                        bail!("{tap:?}: marks {letters} of chunk {chunk} did not arrive");
                     }
                 }
             }
@@ -239,8 +267,10 @@ impl Mark {
     }
 }
 
+/// Behind the Ethernet header, alone or inside a tunnel.
 fn mark_in(frame: &[u8]) -> Option<(u32, u8)> {
-    let at = frame.windows(8).position(|window| window == MARK)?;
+    let is_at = |at: &usize| frame.get(*at..at + 8) == Some(&MARK[..]);
+    let at = [14, 64].into_iter().find(is_at)?;
     let rest = frame.get(at + 8..at + 13)?;
     Some((
         u32::from_be_bytes([rest[0], rest[1], rest[2], rest[3]]),
@@ -248,9 +278,13 @@ fn mark_in(frame: &[u8]) -> Option<(u32, u8)> {
     ))
 }
 
-/// A bridge that snoops joins the group of all snoopers (RFC 4286) and reports
-/// that at its own times, to a group that the corpus leaves out.
-fn is_noise(frame: &[u8]) -> bool {
+/// What hosts send at times of their own. A bridge that snoops joins the group of
+/// all snoopers (RFC 4286) and reports that to a group that the corpus leaves out;
+/// who is asked for an answer by the corpus is first looked for.
+fn is_noise(frame: &[u8], world: &World) -> bool {
     let reports = [1, 0, 0x5e, 0, 0, 0x16];
-    frame.starts_with(&reports) || frame.get(50..56) == Some(&reports[..])
+    let looks_for = frame.starts_with(&[0xff; 6])
+        && frame[6..12] == world.uplink_mac.0
+        && frame[12..14] == [8, 6];
+    looks_for || frame.starts_with(&reports) || frame.get(50..56) == Some(&reports[..])
 }

@@ -1,0 +1,141 @@
+//! Damage to frames that were right, and what keeps it comparable: a station
+//! that both kernels learn must have one place, whichever bits were changed.
+
+use vtep_common::{MacAddr, checksum};
+
+use super::{BEHIND, FROM_VM, KNOWN, Rng, Station};
+
+/// Change a frame of at least 14 bytes to one of `14..=longest`; what was done.
+pub(super) fn damage(frame: &mut Vec<u8>, longest: usize, rng: &mut Rng) -> &'static str {
+    // Where the headers are.
+    let head = frame.len().min(120);
+    let part = |frame: &[u8], rng: &mut Rng| {
+        let start = rng.below(frame.len());
+        start..start + 1 + rng.below((frame.len() - start).min(64))
+    };
+    let what = match rng.below(12) {
+        0..4 => {
+            for _ in 0..=rng.below(4) {
+                frame[rng.below(head)] ^= 1 << rng.below(8);
+            }
+            "bits flipped"
+        }
+        4..6 => {
+            frame[rng.below(head)] = rng.pick(&[0, 1, 0x7f, 0x80, 0xfe, 0xff]);
+            "a byte replaced"
+        }
+        6..8 => {
+            frame.truncate(14 + rng.below(head - 13));
+            "cut in the headers"
+        }
+        8 => {
+            frame.truncate(14 + rng.below(frame.len() - 13));
+            "cut"
+        }
+        9 => {
+            let part = part(frame, rng);
+            let copy = frame[part.clone()].to_vec();
+            frame.splice(part.start..part.start, copy);
+            "a part twice"
+        }
+        10 => {
+            frame.drain(part(frame, rng));
+            "a part left out"
+        }
+        _ => {
+            let more = 1 + rng.below(40);
+            frame.extend((0..more).map(|_| rng.byte()));
+            "bytes added"
+        }
+    };
+    frame.resize(frame.len().clamp(14, longest), 0);
+    what
+}
+
+/// Where the kernel would look for a tunnelled frame.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tunnel {
+    /// The start of the IPv4 header and of the inner frame.
+    ip: usize,
+    inner: usize,
+}
+
+impl Tunnel {
+    /// In a frame from the wire, whatever its other fields say.
+    pub fn of(frame: &[u8]) -> Option<Self> {
+        let mut at = 12;
+        while matches!(frame.get(at..at + 2)?, [0x81, 0] | [0x88, 0xa8]) {
+            at += 4;
+        }
+        let ip = at + 2;
+        let header = usize::from(frame.get(ip)? & 15) * 4;
+        (frame[at..ip] == [8, 0] && header >= 20 && frame.len() >= ip + header).then_some(Self {
+            ip,
+            inner: ip + header + 16,
+        })
+    }
+
+    /// The outer source.
+    pub fn source(self, frame: &[u8]) -> [u8; 4] {
+        let at = self.ip + 12;
+        [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]
+    }
+
+    /// The inner source.
+    pub fn station(self, frame: &[u8]) -> Option<MacAddr> {
+        station(frame, self.inner + 6)
+    }
+
+    /// Give the inner source the place of the outer one.
+    pub fn settle(self, frame: &mut [u8], rng: &mut Rng) {
+        let place = Station::Behind(self.source(frame));
+        settle(frame, self.inner + 6, place, rng);
+    }
+
+    /// Make lengths and checksums right, as far as there are fields for them.
+    pub fn repair(self, frame: &mut [u8]) {
+        let udp = self.inner - 16;
+        let total = (frame.len() - self.ip) as u16;
+        frame[self.ip + 2..self.ip + 4].copy_from_slice(&total.to_be_bytes());
+        frame[self.ip + 10..self.ip + 12].fill(0);
+        let sum = !checksum::bytes(&frame[self.ip..udp]);
+        frame[self.ip + 10..self.ip + 12].copy_from_slice(&sum.to_ne_bytes());
+        if frame.len() < udp + 8 {
+            return;
+        }
+        let length = (frame.len() - udp) as u16;
+        frame[udp + 4..udp + 6].copy_from_slice(&length.to_be_bytes());
+        if frame[udp + 6..udp + 8] != [0, 0] {
+            frame[udp + 6..udp + 8].fill(0);
+            let at = self.ip + 16;
+            let to = [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]];
+            let sum = checksum::udp_pseudo_v4(self.source(frame), to, length)
+                + u64::from(checksum::bytes(&frame[udp..]));
+            let sum = match !checksum::fold(sum) {
+                0 => 0xffff,
+                sum => sum,
+            };
+            frame[udp + 6..udp + 8].copy_from_slice(&sum.to_ne_bytes());
+        }
+    }
+}
+
+fn station(frame: &[u8], at: usize) -> Option<MacAddr> {
+    let bytes = frame.get(at..at + 6)?;
+    Some(MacAddr(std::array::from_fn(|i| bytes[i])))
+}
+
+/// A source address that would be learned becomes one whose place it names.
+pub(super) fn settle(frame: &mut [u8], at: usize, place: Station, rng: &mut Rng) {
+    let Some(mac) = station(frame, at) else {
+        return;
+    };
+    let is_placed = match place {
+        Station::Behind(from) => mac.0[0] == BEHIND && mac.0[1..5] == from,
+        Station::FromVm(vm) => mac.0[..5] == [2, 0, 0, 0, FROM_VM + vm],
+        _ => true,
+    };
+    if !is_placed && !mac.is_multicast() && mac != MacAddr::ZERO && !KNOWN.contains(&mac) {
+        frame[at..at + 6].copy_from_slice(&place.mac(rng).0);
+    }
+}
