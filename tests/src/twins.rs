@@ -10,6 +10,7 @@ use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
 use crate::frames::{is_udp_to, vxlan};
 use crate::lab::{VM_MTU, VNI};
+use crate::netns::Netns;
 use crate::wait_until;
 
 mod side;
@@ -336,6 +337,11 @@ impl Twins {
         })
     }
 
+    /// The namespace of the host without daemon.
+    pub fn kernel_only(&self) -> &Netns {
+        &self.kernel.lab.hosts[0].netns
+    }
+
     /// Frames put in since the start, and those that took the fast path although
     /// nobody compares them.
     pub fn put_in(&self) -> (u64, u64) {
@@ -387,8 +393,9 @@ fn normal_form(tap: Tap, frame: &[u8], udp_port: u16) -> Vec<u8> {
     if tap != Tap::Wire || frame.len() < 34 || frame[12..14] != [8, 0] {
         return frame;
     }
-    let ip_is_right = checksum::bytes(&frame[14..34]) == 0xffff;
-    if ip_is_right {
+    let header = 14..14 + 4 * usize::from(frame[14] & 15);
+    // Of what the kernel answers to options, the header has options too.
+    if frame.get(header).is_some_and(|ip| checksum::bytes(ip) == 0xffff) {
         frame[18..20].fill(0);
         frame[24..26].fill(0);
     }

@@ -60,7 +60,14 @@ enum Verb {
     /// Run every test; the last line is the sum
     Test {
         /// Only tests whose name contains this
+        #[arg(conflicts_with = "oracle")]
         filter: Option<String>,
+        /// Instead of the tests: generated frames through a host without and a host
+        /// with vtep; every difference is reported
+        #[arg(long)]
+        oracle: bool,
+        #[command(flatten)]
+        options: test::OracleOptions,
     },
     /// Start the daemon on this machine's own NICs and wait until it is ready
     Load {
@@ -98,7 +105,12 @@ fn main() -> ExitCode {
             demo::bench(&options)
         }
         Verb::Lint => lint::run_all(),
-        Verb::Test { filter } => return test::run_all(filter.as_deref()),
+        Verb::Test {
+            oracle: true,
+            options,
+            ..
+        } => test::oracle(&options),
+        Verb::Test { filter, .. } => return test::run_all(filter.as_deref()),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
         Verb::Unload { instance } => load::unload(&instance),
     };

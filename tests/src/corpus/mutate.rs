@@ -86,10 +86,16 @@ impl Tunnel {
         station(frame, self.inner + 6)
     }
 
-    /// Give the inner source the place of the outer one.
+    /// Give the inner source the place of the outer one; in a tunnel in the tunnel
+    /// too, which reaches this host's device where it is sent to a group.
     pub fn settle(self, frame: &mut [u8], rng: &mut Rng) {
         let place = Station::Behind(self.source(frame));
         settle(frame, self.inner + 6, place, rng);
+        if let Some(within) = frame.get_mut(self.inner..)
+            && let Some(tunnel) = Self::of(within)
+        {
+            tunnel.settle(within, rng);
+        }
     }
 
     /// Make lengths and checksums right, as far as there are fields for them.
