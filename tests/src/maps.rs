@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Map, MapData, MapInfo, PerCpuArray};
-use vtep_common::{MacAddr, Outcome};
 use vtep_common::fdb::{Bucket, SLOTS, Value, buckets};
 use vtep_common::layout::{
     Counter, FdbKey, LAYOUT_VERSION, Location, Place, Remote, SegmentId, stats_index,
 };
+use vtep_common::{MacAddr, Outcome};
 
 /// An array map, mapped for reading.
 struct Words {

@@ -127,14 +127,16 @@ pub fn run(plan: &Plan, progress: &mut dyn FnMut(&str, &Summary)) -> Result<Summ
         plan.only.is_none() || devices.len() == 1,
         "the number of a frame means something together with a device only"
     );
-    let blocks = plan.frames.div_ceil(devices.len() as u64 * u64::from(BLOCK));
+    let blocks = plan
+        .frames
+        .div_ceil(devices.len() as u64 * u64::from(BLOCK));
     let blocks = u32::try_from(blocks).context("too many frames")?;
     let mut summary = Summary::default();
     std::thread::scope(|scope| {
         // While one device works, the next is made and the one before is removed.
-        let mut benches = devices.iter().map(|(name, device)| {
-            scope.spawn(|| Bench::new(plan.seed, name, device))
-        });
+        let mut benches = devices
+            .iter()
+            .map(|(name, device)| scope.spawn(|| Bench::new(plan.seed, name, device)));
         let mut next = benches.next();
         while let Some(bench) = next.take() {
             let bench = bench.join();
@@ -191,7 +193,11 @@ impl Bench {
         self.twins.exchange(tap, cases).with_context(|| {
             let log = self.twins.daemon.log();
             let tail: Vec<&str> = log.lines().rev().take(20).collect();
-            format!("device {}, daemon's log backwards:\n{}", self.device, tail.join("\n"))
+            format!(
+                "device {}, daemon's log backwards:\n{}",
+                self.device,
+                tail.join("\n")
+            )
         })?;
         let (seen_now, marks_now) = self.twins.put_in();
         let mut outcomes = self.counters.frames()?;
@@ -345,7 +351,11 @@ pub fn check(plan: &Plan, progress: &mut dyn FnMut(&str, &Summary)) -> Result<St
     let good = summary.is_good();
     let text = summary.descriptions.join("\n\n");
     if good {
-        return Ok(if text.is_empty() { line } else { format!("{text}\n\n{line}") });
+        return Ok(if text.is_empty() {
+            line
+        } else {
+            format!("{text}\n\n{line}")
+        });
     }
     bail!("{text}\n\n{line}")
 }

@@ -395,7 +395,10 @@ fn normal_form(tap: Tap, frame: &[u8], udp_port: u16) -> Vec<u8> {
     }
     let header = 14..14 + 4 * usize::from(frame[14] & 15);
     // Of what the kernel answers to options, the header has options too.
-    if frame.get(header).is_some_and(|ip| checksum::bytes(ip) == 0xffff) {
+    if frame
+        .get(header)
+        .is_some_and(|ip| checksum::bytes(ip) == 0xffff)
+    {
         frame[18..20].fill(0);
         frame[24..26].fill(0);
     }

@@ -34,7 +34,9 @@ fn main() -> ExitCode {
         only: args.only,
     };
     let bar = ProgressBar::with_draw_target(Some(plan.frames), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("oracle: {prefix:10} {bar:30} {human_pos}/{human_len} [{eta}] {msg}") {
+    if let Ok(style) = ProgressStyle::with_template(
+        "oracle: {prefix:10} {bar:30} {human_pos}/{human_len} [{eta}] {msg}",
+    ) {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));

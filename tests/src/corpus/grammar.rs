@@ -104,8 +104,8 @@ impl Grammar {
             self.fixed_station(rng)
         };
         let destination = match rng.below(100) {
-            0..88 => Station::Known(rng.pick(others)),
-            88..91 => Station::Unknown,
+            0..92 => Station::Known(rng.pick(others)),
+            92..94 => Station::Unknown,
             _ => self.fixed_station(rng),
         };
         let kind = usual_kind(rng);
@@ -292,7 +292,7 @@ impl Grammar {
 }
 
 fn usual_kind(rng: &mut Rng) -> &'static str {
-    if rng.percent(85) {
+    if rng.percent(95) {
         rng.pick(&KINDS[..PLAIN_KINDS])
     } else {
         rng.pick(KINDS)

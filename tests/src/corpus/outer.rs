@@ -403,11 +403,7 @@ pub fn ingress_in_two_fragments(world: &World) -> Vec<Case> {
 /// bytes.
 pub(super) fn in_two(whole: &[u8], units: usize) -> [Vec<u8>; 2] {
     let at = 34 + 8 * units;
-    [
-        (0x2000, &whole[34..at]),
-        (units as u16, &whole[at..]),
-    ]
-    .map(|(fragment, data)| {
+    [(0x2000, &whole[34..at]), (units as u16, &whole[at..])].map(|(fragment, data)| {
         let mut ip = whole[14..34].to_vec();
         ip[2..4].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
         ip[6..8].copy_from_slice(&fragment.to_be_bytes());
