@@ -222,6 +222,8 @@ fn payload(kind: &'static str, bytes: usize, tos: u8, rng: &mut Rng) -> Payload 
     if kind == "odd type" || !kind.contains("truncated") {
         packet.resize(packet.len().max(bytes), 0x5a);
     }
+    // A PPPoE session without room for its headers.
+    plain &= ethertype != 0x8864 || packet.len() >= 20;
     Payload {
         what: kind,
         ethertype,
