@@ -211,7 +211,7 @@ fn a_half_filled_directory_is_completed() {
         let mut wanted = expected(&world.updates());
         wanted.ports.clear();
         assert_eq!(sorted(tables), wanted);
-        assert_eq!(pinned_map_ids(&world.maps()).len(), 8);
+        assert_eq!(pinned_map_ids(&world.maps()).len(), 9);
     });
 }
 
@@ -413,11 +413,14 @@ fn program_and_mode_of_a_hook_can_change() {
             hook: Hook::Xdp(mode),
         };
         dataplane.apply(&[attach(Program::Ingress, XdpMode::Native)]);
-        let link = dataplane.hooks()[&ifindex].link_id;
+        // An uplink has a second program, on tcx.
+        let links = [format!("{ifindex}-native"), format!("{ifindex}-tcx")];
+        assert_eq!(world.links(), links);
         dataplane.apply(&[attach(Program::Egress, XdpMode::Native)]);
         let hook = dataplane.hooks()[&ifindex];
-        assert_eq!((hook.program, hook.link_id), (Program::Egress, link));
+        assert_eq!(hook.program, Program::Egress);
         assert_eq!(xdp("port0"), Some((hook.program_id, "xdp".to_owned())));
+        assert_eq!(world.links(), links[..1]);
 
         assert_eq!(
             dataplane.apply(&[attach(Program::Egress, XdpMode::Generic)]),
@@ -442,12 +445,14 @@ fn links_of_devices_that_are_gone_are_removed() {
         dataplane.apply(&world.updates());
         ip("link del port1");
         assert_eq!(dataplane.hooks().len(), 1);
-        assert_eq!(world.links().len(), 2);
+        assert_eq!(world.links().len(), 3);
         drop(dataplane);
         let (mut dataplane, tables) = world.open();
         assert_eq!(tables.hooks.len(), 1);
         assert_eq!(tables.targets, [world.ports[0]]);
-        assert_eq!(world.links(), [format!("{}-native", world.ports[0])]);
+        let ifindex = world.ports[0];
+        let links = [format!("{ifindex}-native"), format!("{ifindex}-tcx")];
+        assert_eq!(world.links(), links);
 
         // The same while running: the model detaches what is gone.
         ip("link del port0");
@@ -468,7 +473,7 @@ fn a_start_in_the_wrong_namespace_changes_nothing() {
             "{error}"
         );
         assert_eq!(xdp("port0"), before);
-        assert_eq!(world.links().len(), 2);
+        assert_eq!(world.links().len(), 3);
     });
 }
 
@@ -482,7 +487,7 @@ fn unload_leaves_nothing_and_says_what_others_hold() {
 
         let report = Dataplane::unload(&world.pins).unwrap();
         assert_eq!(report.detached.len(), 2);
-        assert_eq!(report.maps.len(), 8);
+        assert_eq!(report.maps.len(), 9);
         assert!(report.remaining[0].contains("a vtep still running"));
         assert_eq!((xdp("port0"), xdp("port1")), (None, None));
         assert!(!world.pins.exists());
