@@ -6,38 +6,10 @@ use vtep_common::{MacAddr, checksum};
 
 use crate::frames::ethernet;
 use crate::lab::VNI;
+use crate::twins::Hook;
 
 /// In every frame that has room, followed by the frame's number.
 pub const MAGIC: [u8; 8] = *b"\xf0vtepLAB";
-
-/// splitmix64: the same numbers on every machine.
-#[derive(Debug, Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.word() % end as u64) as usize
-    }
-
-    pub fn byte(&mut self) -> u8 {
-        self.word() as u8
-    }
-
-    pub fn percent(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
 
 const fn mac(last: [u8; 2]) -> MacAddr {
     MacAddr([2, 0, 0, 0, last[0], last[1]])
@@ -64,6 +36,7 @@ pub const GATEWAY_IP: [u8; 4] = [192, 0, 2, 1];
 /// What the frames depend on beside the constants above.
 #[derive(Debug, Clone, Copy)]
 pub struct World {
+    pub hook: Hook,
     pub udp_port: u16,
     /// Largest frames of the tunnel and of the local ports, Ethernet header
     /// included, bytes.
@@ -583,15 +556,22 @@ fn egress_way(world: &World, own: &[MacAddr], inner: &Inner) -> Way {
     let known = own.contains(&inner.source);
     let learned = is_learned(inner.source) || is_learned(inner.destination);
     let local = |to| [A, A2, C].contains(&to) && !own.contains(&to);
+    // Room for other headers can be made in front of IP only.
+    let ip = matches!(inner.frame.get(12..14), Some([8, 0] | [0x86, 0xdd]));
+    let tunnel = world.hook == Hook::Xdp || ip;
     match inner.destination {
         _ if !inner.plain => Way::Pass,
         _ if learned => Way::Either,
         to if known && local(to) && fits(world.local_max) => Way::Fast,
-        to if known && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => Way::Fast,
+        to if known && tunnel && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => {
+            Way::Fast
+        }
         _ => Way::Pass,
     }
 }
 
+mod rng;
+pub use rng::Rng;
 mod outer;
 pub use outer::{ingress, ingress_changed, ingress_in_two_fragments, ingress_to};
 mod grammar;

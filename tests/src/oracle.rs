@@ -11,7 +11,7 @@ use vtep_common::Outcome;
 
 use crate::corpus::{BLOCK, Case, Grammar, Way};
 use crate::maps::Counters;
-use crate::twins::{Device, Tap, Twins};
+use crate::twins::{Device, Hook, Tap, Twins};
 
 /// Of the frames that are meant to be fast, those that have to be, in percent.
 const FAST_PERCENT: u64 = 99;
@@ -24,6 +24,10 @@ fn devices() -> Vec<(&'static str, Device)> {
         vxlan,
         snooping: false,
         ..Device::default()
+    };
+    let tcx = |vxlan| Device {
+        hook: Hook::Tcx,
+        ..with(vxlan)
     };
     vec![
         ("default", Device::default()),
@@ -43,6 +47,8 @@ fn devices() -> Vec<(&'static str, Device)> {
                 ..with("srcport 50000 50100")
             },
         ),
+        ("tcx", tcx("")),
+        ("tcx-noudpcsum", tcx("noudpcsum")),
         ("tos-ttl", with("tos 0x10 ttl 5")),
         ("df", with("df set")),
         (
