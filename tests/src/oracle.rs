@@ -15,6 +15,8 @@ use crate::twins::{Device, Hook, Tap, Twins};
 
 /// Of the frames that are meant to be fast, those that have to be, in percent.
 const FAST_PERCENT: u64 = 99;
+/// Frames that are described of those that should have been fast and were not.
+const SLOW_DESCRIBED: usize = 5;
 /// Differences that are traced and described; all are counted.
 const DESCRIBED: usize = 20;
 
@@ -82,6 +84,8 @@ pub struct Summary {
     pub fast: u64,
     /// The first differences, in full.
     pub descriptions: Vec<String>,
+    /// Some frames that should have been fast and were not.
+    pub slow: Vec<String>,
     /// Growth of every outcome that grew.
     pub outcomes: BTreeMap<&'static str, u64>,
 }
@@ -238,7 +242,7 @@ impl Bench {
             .map(|number| self.grammar.case(number))
             .collect();
         let grown = self.exchange(tap, &cases)?;
-        let mut unexpected = false;
+        let (mut unexpected, mut slow) = (false, false);
         summary.frames += cases.len() as u64;
         for (name, count) in &grown.outcomes {
             *summary.outcomes.entry(name).or_default() += count;
@@ -248,6 +252,9 @@ impl Bench {
             summary.meant_fast += meant;
             summary.fast += grown.fast.min(meant);
             unexpected = grown.fast > meant;
+            if grown.fast * 100 < meant * FAST_PERCENT {
+                slow = true;
+            }
         }
         if unexpected || !self.twins.differences().is_empty() {
             return self.trace(block, &cases, summary);
@@ -256,6 +263,30 @@ impl Bench {
             summary.difference(|| {
                 format!("device {}, frames from {first} on: {error:#}", self.device)
             });
+        }
+        if slow {
+            self.trace_slow(first, tap, &cases, summary)?;
+        }
+        Ok(())
+    }
+
+    fn trace_slow(
+        &mut self,
+        first: u32,
+        tap: Tap,
+        cases: &[Case],
+        summary: &mut Summary,
+    ) -> Result<()> {
+        for (number, case) in (first..).zip(cases) {
+            if summary.slow.len() == SLOW_DESCRIBED {
+                break;
+            }
+            if case.way == Way::Fast {
+                let grown = self.exchange(tap, std::slice::from_ref(case))?;
+                if grown.fast == 0 {
+                    summary.slow.push(self.describe(number, case, &grown));
+                }
+            }
         }
         Ok(())
     }
@@ -341,8 +372,18 @@ impl Bench {
     }
 }
 
+/// Long runs of one byte in short: "a5*700".
 fn hex(frame: &[u8]) -> String {
-    frame.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for run in frame.chunk_by(|a, b| a == b) {
+        let byte = format!("{:02x}", run[0]);
+        if run.len() < 16 {
+            text.extend(std::iter::repeat_n(byte.as_str(), run.len()));
+        } else {
+            let _ = write!(text, " {byte}*{} ", run.len());
+        }
+    }
+    text
 }
 
 /// The whole run as a test or program sees it: `Err` where it was not good.
@@ -355,7 +396,16 @@ pub fn check(plan: &Plan, progress: &mut dyn FnMut(&str, &Summary)) -> Result<St
         start.elapsed().as_secs_f32()
     );
     let good = summary.is_good();
-    let text = summary.descriptions.join("\n\n");
+    let mut texts = summary.descriptions;
+    if !good {
+        texts.extend(
+            summary
+                .slow
+                .into_iter()
+                .map(|text| format!("not fast: {text}")),
+        );
+    }
+    let text = texts.join("\n\n");
     if good {
         return Ok(if text.is_empty() {
             line

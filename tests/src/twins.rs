@@ -138,6 +138,7 @@ impl Twins {
         };
         let world = World {
             hook: device.hook,
+            sends_checksum: !device.vxlan.contains("noudpcsum"),
             udp_port: device.udp_port,
             tunnel_max: VM_MTU as usize + 14,
             local_max: device.small_mtu.min(1500) as usize + 14,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use vtep_common::{MacAddr, checksum};
+use vtep_common::MacAddr;
 
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
@@ -273,14 +273,9 @@ impl Mark {
         let mut payload = MARK.to_vec();
         payload.extend(chunk.to_be_bytes());
         payload.push(self.letter);
-        payload.resize(26, 0);
-        // Some ways take IP alone; of a protocol that nobody answers (RFC 3692).
-        let mut packet = ipv4_udp([10, 9, 0, 9], [10, 9, 1, 9], [0, 0], &payload[8..]);
-        packet[9] = 253;
-        packet[10..12].fill(0);
-        let sum = !checksum::bytes(&packet[..20]);
-        packet[10..12].copy_from_slice(&sum.to_ne_bytes());
-        packet[20..].copy_from_slice(&payload);
+        payload.resize(18, 0);
+        // Some ways take only this, finished.
+        let packet = ipv4_udp([10, 9, 0, 9], [10, 9, 1, 9], [9, 9], &payload);
         let inner = ethernet(self.source, self.destination, 0x0800, &packet);
         if self.from == Tap::Wire {
             encapsulated(world, corpus::NEAR_IP, &inner)
@@ -290,10 +285,10 @@ impl Mark {
     }
 }
 
-/// Behind the IPv4 header, alone or inside a tunnel.
+/// Behind the UDP header, alone or inside a tunnel.
 fn mark_in(frame: &[u8]) -> Option<(u32, u8)> {
     let is_at = |at: &usize| frame.get(*at..at + 8) == Some(&MARK[..]);
-    let at = [34, 84, 104].into_iter().find(is_at)?;
+    let at = [42, 92, 112].into_iter().find(is_at)?;
     let rest = frame.get(at + 8..at + 13)?;
     Some((
         u32::from_be_bytes([rest[0], rest[1], rest[2], rest[3]]),
