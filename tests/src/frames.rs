@@ -388,10 +388,12 @@ pub fn vxlan_with_checksum(
     frame
 }
 
-/// Whether a frame is UDP over IPv4 to this port.
+/// Whether a frame is UDP to this port, over an IP header without options.
 pub fn is_udp_to(frame: &[u8], port: u16) -> bool {
-    frame.len() >= 42
-        && frame[12..14] == [8, 0]
-        && frame[23] == 17
-        && frame[36..38] == port.to_be_bytes()
+    let (protocol, udp) = match frame.get(12..14) {
+        Some([0x08, 0x00]) => (23, 34),
+        Some([0x86, 0xdd]) => (20, 54),
+        _ => return false,
+    };
+    frame.get(protocol) == Some(&17) && frame.get(udp + 2..udp + 4) == Some(&port.to_be_bytes())
 }

@@ -1,18 +1,67 @@
 //! The standard laboratory: a router, hosts in subnets of their own, on each an
 //! ordinary kernel bridge and VXLAN device, VMs as namespaces behind veths.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use vtep_common::MacAddr;
 
 use crate::netns::Netns;
 
 /// VNI of the segment that every host has.
 pub const VNI: u32 = 100;
-/// MTU of the underlay and inside the VMs.
-pub const UNDERLAY_MTU: u32 = 1500;
+/// MTU inside the VMs.
 pub const VM_MTU: u32 = 1450;
+
+/// What the hosts reach each other by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Family {
+    #[default]
+    V4,
+    V6,
+}
+
+impl Family {
+    /// Just enough for what the VMs send.
+    pub const fn underlay_mtu(self) -> u32 {
+        match self {
+            Self::V4 => VM_MTU + 50,
+            Self::V6 => VM_MTU + 70,
+        }
+    }
+
+    const fn host_bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+
+    const fn subnet_bits(self) -> u8 {
+        match self {
+            Self::V4 => 24,
+            Self::V6 => 64,
+        }
+    }
+
+    /// An address in the subnet of a host; the router has 1, the host 2.
+    pub fn address(self, number: usize, host: u8) -> IpAddr {
+        // Documentation networks, RFC 5737, then the benchmarking network, RFC 2544.
+        let [a, b, c] = match number {
+            0 => [192, 0, 2],
+            1 => [198, 51, 100],
+            2 => [203, 0, 113],
+            n => [198, 18, n as u8],
+        };
+        match self {
+            Self::V4 => Ipv4Addr::new(a, b, c, host).into(),
+            Self::V6 => {
+                let (subnet, host) = (number as u16 + 1, host.into());
+                Ipv6Addr::new(0x2001, 0xdb8, subnet, 0, 0, 0, 0, host).into()
+            }
+        }
+    }
+}
 
 /// How the hosts' VXLAN devices are made.
 #[derive(Debug, Clone)]
@@ -21,6 +70,7 @@ pub struct Options {
     /// Options of `ip link add .. type vxlan`, beside id, local address and port.
     pub vxlan: String,
     pub udp_port: u16,
+    pub underlay: Family,
     /// Whether hosts have bridge and VXLAN device, and VMs are plugged in;
     /// without, the test makes them.
     pub segment: bool,
@@ -32,6 +82,7 @@ impl Default for Options {
             hosts: 2,
             vxlan: String::new(),
             udp_port: 4789,
+            underlay: Family::V4,
             segment: true,
         }
     }
@@ -41,10 +92,20 @@ impl Default for Options {
 #[derive(Debug)]
 pub struct Host {
     pub netns: Netns,
-    pub address: Ipv4Addr,
-    pub gateway: Ipv4Addr,
+    pub address: IpAddr,
+    pub gateway: IpAddr,
     pub uplink_mac: MacAddr,
     pub gateway_mac: MacAddr,
+}
+
+impl Host {
+    /// Its address on an IPv4 underlay.
+    pub fn ipv4(&self) -> Result<[u8; 4]> {
+        match self.address {
+            IpAddr::V4(address) => Ok(address.octets()),
+            IpAddr::V6(address) => bail!("{address} is not IPv4"),
+        }
+    }
 }
 
 /// Devices of a host.
@@ -67,6 +128,7 @@ pub struct Lab {
     pub router: Netns,
     pub hosts: Vec<Host>,
     pub vms: Vec<Vm>,
+    pub underlay: Family,
     segment: bool,
 }
 
@@ -76,13 +138,28 @@ impl Lab {
         Self::with(&Options::default())
     }
 
+    /// Two hosts on an underlay of either family.
+    pub fn on(underlay: Family) -> Result<Self> {
+        Self::with(&Options {
+            underlay,
+            ..Options::default()
+        })
+    }
+
     pub fn with(options: &Options) -> Result<Self> {
         let router = Netns::new("router")?;
-        router.enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?))?;
+        router.enter(|| {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
+            Ok(std::fs::write(
+                "/proc/sys/net/ipv6/conf/all/forwarding",
+                "1",
+            )?)
+        })?;
         let mut lab = Self {
             router,
             hosts: Vec::new(),
             vms: Vec::new(),
+            underlay: options.underlay,
             segment: options.segment,
         };
         for number in 0..options.hosts {
@@ -92,15 +169,9 @@ impl Lab {
     }
 
     fn add_host(&mut self, number: usize, options: &Options) -> Result<()> {
-        // Documentation networks, RFC 5737, then the benchmarking network, RFC 2544.
-        let subnet = match number {
-            0 => [192, 0, 2],
-            1 => [198, 51, 100],
-            2 => [203, 0, 113],
-            n => [198, 18, n as u8],
-        };
-        let [a, b, c] = subnet;
-        let (gateway, address) = (Ipv4Addr::new(a, b, c, 1), Ipv4Addr::new(a, b, c, 2));
+        let underlay = options.underlay;
+        let bits = underlay.subnet_bits();
+        let (gateway, address) = (underlay.address(number, 1), underlay.address(number, 2));
         let uplink_mac = MacAddr([2, 0, 0, 0xff, number as u8, 2]);
         let gateway_mac = MacAddr([2, 0, 0, 0xff, number as u8, 1]);
         let netns = Netns::new(&format!("host{}", number + 1))?;
@@ -109,17 +180,17 @@ impl Lab {
             "ip link add {far} address {gateway_mac} type veth peer name {UPLINK} address {uplink_mac} netns {}",
             netns.name()
         ))?;
-        wire(&self.router, &far)?;
-        wire(&netns, UPLINK)?;
-        self.router.run_all(&format!(
-            "ip addr add {gateway}/24 dev {far}
-             ip link set {far} up"
-        ))?;
-        netns.run_all(&format!(
-            "ip addr add {address}/24 dev {UPLINK}
-             ip link set {UPLINK} up
-             ip route add default via {gateway}"
-        ))?;
+        let mtu = underlay.underlay_mtu();
+        for (netns, device, address) in [(&self.router, &*far, gateway), (&netns, UPLINK, address)]
+        {
+            wire(netns, device, mtu)?;
+            if underlay == Family::V6 {
+                enable_ipv6(netns, device)?;
+            }
+            netns.run(&format!("ip link set {device} up"))?;
+            add_address(netns, address, bits, device)?;
+        }
+        netns.run(&format!("ip route add default via {gateway}"))?;
         let host = Host {
             netns,
             address,
@@ -171,10 +242,9 @@ impl Lab {
             "ip link add {port} type veth peer name eth0 address {mac} netns {}",
             netns.name()
         ))?;
-        wire(&netns, "eth0")?;
+        wire(&netns, "eth0", VM_MTU)?;
         netns.run_all(&format!(
-            "ip link set eth0 mtu {VM_MTU}
-             ip addr add {address}/24 dev eth0
+            "ip addr add {address}/24 dev eth0
              ip link set eth0 up"
         ))?;
         if self.segment {
@@ -202,6 +272,16 @@ impl Lab {
         plug(to, port)
     }
 
+    /// A second address of a host's uplink, by which the router reaches it too.
+    pub fn add_address(&self, host: usize, address: IpAddr) -> Result<()> {
+        let bits = self.underlay.host_bits();
+        add_address(&self.hosts[host].netns, address, bits, UPLINK)?;
+        let via = self.hosts[host].address;
+        self.router
+            .run(&format!("ip route add {address}/{bits} via {via}"))?;
+        Ok(())
+    }
+
     /// The host's static entry for a MAC behind another host, in both tables.
     pub fn set_remote(&self, host: usize, mac: MacAddr, remote: usize) -> Result<()> {
         let remote = self.hosts[remote].address;
@@ -227,11 +307,36 @@ impl Lab {
 
 /// Frames as a NIC would see them: no superframes, no unfinished checksums; and
 /// GRO, because a veth only receives redirected frames where it polls.
-fn wire(netns: &Netns, device: &str) -> Result<()> {
+fn wire(netns: &Netns, device: &str, mtu: u32) -> Result<()> {
+    netns.run_all(&format!(
+        "ethtool -K {device} tso off gso off tx off txvlan off gro on
+         ip link set {device} mtu {mtu}"
+    ))
+}
+
+/// Namespaces begin without IPv6. Addresses are usable at once, the link-local
+/// one too: the kernel asks for neighbours from it.
+fn enable_ipv6(netns: &Netns, device: &str) -> Result<()> {
+    netns.enter(|| {
+        for (device, key, value) in [
+            (device, "accept_dad", "0"),
+            (device, "accept_ra", "0"),
+            (device, "disable_ipv6", "0"),
+            ("lo", "disable_ipv6", "0"),
+        ] {
+            let path = format!("/proc/sys/net/ipv6/conf/{device}/{key}");
+            std::fs::write(&path, value).context(path)?;
+        }
+        Ok(())
+    })
+}
+
+/// Usable at once: no duplicate address detection.
+fn add_address(netns: &Netns, address: IpAddr, bits: u8, device: &str) -> Result<()> {
+    let nodad = if address.is_ipv6() { "nodad" } else { "" };
     netns.run(&format!(
-        "ethtool -K {device} tso off gso off tx off txvlan off gro on"
+        "ip addr add {address}/{bits} dev {device} {nodad}"
     ))?;
-    netns.run(&format!("ip link set {device} mtu {UNDERLAY_MTU}"))?;
     Ok(())
 }
 

@@ -54,3 +54,23 @@ pub fn complain(text: &str) {
     use std::io::Write as _;
     let _ = writeln!(std::io::stderr(), "{text}");
 }
+
+/// Makes a test of each of the functions for both kinds of underlay: `v4::NAME`
+/// and `v6::NAME`.
+#[macro_export]
+macro_rules! on_both_underlays {
+    ($($name:ident),* $(,)?) => {
+        $crate::on_both_underlays!(@ v4 V4 $($name)*);
+        $crate::on_both_underlays!(@ v6 V6 $($name)*);
+    };
+    (@ $module:ident $family:ident $($name:ident)*) => {
+        mod $module {$(
+            #[test]
+            fn $name() {
+                if $crate::is_root(stringify!($name)) {
+                    super::$name($crate::lab::Family::$family);
+                }
+            }
+        )*}
+    };
+}

@@ -2,7 +2,7 @@
 //! is what stands there, not what the daemon says.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
@@ -82,7 +82,7 @@ pub enum Way {
     Kernel,
     /// Interface index.
     Port(u32),
-    Remote(Ipv4Addr),
+    Remote(IpAddr),
 }
 
 pub struct Maps {
@@ -119,15 +119,27 @@ impl Maps {
             .map(|(word, value)| (FdbKey::from_word(word), Value(value)))
     }
 
+    fn place(&self, value: Value) -> Place {
+        Location(self.locations.word(value.location() as usize)).place()
+    }
+
+    fn slot(&self, slot: u32) -> Remote {
+        let bytes: [u8; size_of::<Remote>()] = self.remotes.bytes(slot as usize * REMOTE_WORDS);
+        // SAFETY: plain integers, any bytes are a remote.
+        unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
+    }
+
     fn way(&self, value: Value) -> Way {
-        match Location(self.locations.word(value.location() as usize)).place() {
+        match self.place(value) {
             Place::Port(ifindex, _) => Way::Port(ifindex),
             Place::Remote(slot) => {
-                let bytes: [u8; size_of::<Remote>()] =
-                    self.remotes.bytes(slot as usize * REMOTE_WORDS);
-                // SAFETY: plain integers, any bytes are a remote.
-                let remote: Remote = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
-                Way::Remote(remote.destination_v4().into())
+                let remote = self.slot(slot);
+                let v6: [u8; 16] = std::array::from_fn(|i| remote.header[38 + i]);
+                Way::Remote(if remote.is_destination_v6(&v6) {
+                    v6.into()
+                } else {
+                    remote.destination_v4().into()
+                })
             }
             _ => Way::Kernel,
         }
@@ -135,13 +147,23 @@ impl Maps {
 
     /// `None`: no entry, so the kernel takes it as well.
     pub fn get(&self, segment: SegmentId, mac: MacAddr) -> Option<Way> {
+        self.find(segment, mac).map(|value| self.way(value))
+    }
+
+    /// The headers that frames to a MAC get, if it is behind a remote.
+    pub fn remote(&self, segment: SegmentId, mac: MacAddr) -> Option<Remote> {
+        match self.place(self.find(segment, mac)?) {
+            Place::Remote(slot) => Some(self.slot(slot)),
+            _ => None,
+        }
+    }
+
+    fn find(&self, segment: SegmentId, mac: MacAddr) -> Option<Value> {
         let key = FdbKey::new(segment, mac);
         let mask = self.fdb.count / BUCKET_WORDS - 1;
         let choices = buckets(key).map(|bucket| bucket as usize & mask);
         let mut found = choices.into_iter().flat_map(|bucket| self.bucket(bucket));
-        found
-            .find(|(k, _)| *k == key)
-            .map(|(_, value)| self.way(value))
+        found.find(|(k, _)| *k == key).map(|(_, value)| value)
     }
 
     /// All entries of a segment.

@@ -20,3 +20,5 @@ mod manage;
 mod refresh;
 #[path = "netlink_mirror/routes.rs"]
 mod routes;
+#[path = "netlink_mirror/vlans.rs"]
+mod vlans;

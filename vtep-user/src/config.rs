@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, de};
+use vtep_common::Vni;
 use vtep_common::layout::UPLINKS_MAX;
 
 use crate::api::types::{PortHook, XdpMode};
@@ -20,6 +21,9 @@ pub const EXAMPLE: &str = r#"# Devices towards the underlay. Default: found from
 uplinks = ["eth1"]
 # VXLAN devices to accelerate. Default: all of the network namespace.
 vxlan = ["vxlan100"]
+# Whether VXLAN frames from hosts that no forwarding entry of their VNI names
+# are dropped.
+strict = false
 
 # Sizes of the maps. What does not fit is left to the kernel and counted.
 [daemon]
@@ -36,6 +40,10 @@ mode = "native"
 [ports.tap0]
 # "auto", "xdp", "tcx" or "kernel" (never accelerated).
 hook = "xdp"
+
+# One table for each VNI that is not to be treated as the others.
+[vnis.100]
+strict = true
 "#;
 
 /// The whole file.
@@ -48,9 +56,13 @@ pub struct Config {
     /// `None`: every VXLAN device.
     #[serde(deserialize_with = "names")]
     pub vxlan: Option<Vec<IfName>>,
+    /// Frames from strangers are dropped (R10).
+    pub strict: bool,
     pub daemon: Daemon,
     pub xdp: Xdp,
     pub ports: BTreeMap<IfName, Port>,
+    #[serde(deserialize_with = "by_vni")]
+    pub vnis: BTreeMap<Vni, VniOptions>,
 }
 
 /// `[daemon]`: how much the maps hold.
@@ -91,6 +103,13 @@ pub struct Xdp {
 #[serde(deny_unknown_fields, default)]
 pub struct Port {
     pub hook: PortHook,
+}
+
+/// `[vnis.N]`: what differs from the rest of the file.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VniOptions {
+    pub strict: Option<bool>,
 }
 
 /// Why there is no configuration.
@@ -155,6 +174,14 @@ fn uplinks<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<IfName>>, D::Er
     }
 }
 
+/// Keys of a TOML table are text.
+fn by_vni<'de, D: Deserializer<'de>>(d: D) -> Result<BTreeMap<Vni, VniOptions>, D::Error> {
+    let tables = BTreeMap::<String, VniOptions>::deserialize(d)?.into_iter();
+    let parsed =
+        tables.map(|(vni, options)| Ok((vni.parse().map_err(de::Error::custom)?, options)));
+    parsed.collect()
+}
+
 /// Device names, at least one, each once.
 fn names<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Vec<IfName>>, D::Error> {
     let list = Vec::<IfName>::deserialize(d)?;
@@ -197,6 +224,10 @@ mod tests {
             hook: PortHook::Xdp,
         };
         assert_eq!(config.ports, BTreeMap::from([(name("tap0"), port)]));
+        assert!(!config.strict);
+        let strict = VniOptions { strict: Some(true) };
+        let vnis = BTreeMap::from([(Vni::new(100).unwrap(), strict)]);
+        assert_eq!(config.vnis, vnis);
     }
 
     #[test]
@@ -258,6 +289,9 @@ mod tests {
                 "uplinks",
                 "9 uplinks are too many",
             ),
+            ("strict = 1", 1, "strict", "invalid type"),
+            ("[vnis.16777216]\nstrict = true", 1, "vnis", "16777216"),
+            ("[vnis.1]\nstrickt = true", 2, "strickt", "unknown field"),
             ("[daemon\n", 1, "[daemon", ""),
             ("[daemon]\nports = 1\nports = 2", 3, "ports", "duplicate"),
         ] {

@@ -2,7 +2,7 @@
 //! reports and what `model` decides on. No I/O here. One `Event` is one netlink
 //! notification; a `Snapshot` is one full dump.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use vtep_common::{MacAddr, Vni};
@@ -21,6 +21,10 @@ pub enum Event {
     /// In a bridge's table the port does not count: the bridge may have taken the
     /// address over from the port it was last reported on, without a notification.
     FdbGone(FdbEntry),
+    /// The VLANs that a bridge port is a member of now, all of them.
+    Vlans(IfIndex, Vec<VlanRange>),
+    /// The VNIs that a VXLAN device with `vnifilter` takes now, all of them.
+    Vnis(IfIndex, Vec<VniRange>),
     Neighbour(Neighbour),
     NeighbourGone(Neighbour),
     Address(Address),
@@ -43,6 +47,10 @@ pub enum Event {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub links: Vec<Link>,
+    /// Of every bridge and bridge port that has any.
+    pub vlans: BTreeMap<IfIndex, Vec<VlanRange>>,
+    /// Of every VXLAN device with `vnifilter` that has any.
+    pub vnis: BTreeMap<IfIndex, Vec<VniRange>>,
     pub addresses: Vec<Address>,
     pub fdb: Vec<FdbEntry>,
     pub neighbours: Vec<Neighbour>,
@@ -73,6 +81,9 @@ pub struct Link {
     /// XDP program attached to the device (IFLA_XDP), any mode. One attached
     /// through a bpf link comes and goes without a notification.
     pub xdp: Option<XdpAttachment>,
+    /// net.ipv6.conf.DEVICE.hop_limit: of IPv6 packets whose route names none;
+    /// `None` without IPv6.
+    pub hop_limit_v6: Option<u8>,
 }
 
 /// IFLA_XDP: what runs on the device.
@@ -102,6 +113,10 @@ pub struct Bridge {
     pub vlan_filtering: bool,
     /// IFLA_BR_VLAN_DEFAULT_PVID.
     pub default_pvid: u16,
+    /// IFLA_BR_VLAN_PROTOCOL is 802.1ad: VLANs are those of outer service tags.
+    pub service_vlans: bool,
+    /// BR_BOOLOPT_MST_ENABLE: what forwards is decided per spanning-tree instance.
+    pub mst: bool,
     /// Lifetime of an idle dynamic entry, milliseconds.
     pub ageing_ms: u64,
     /// IFLA_BR_NF_CALL_IPTABLES, _IP6TABLES or _ARPTABLES: frames of this bridge
@@ -137,6 +152,30 @@ pub struct BridgePort {
     pub backup_port: Option<IfIndex>,
 }
 
+/// VLANs in a row that a bridge port belongs to in the same way
+/// (BRIDGE_VLANDB_ENTRY).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VlanRange {
+    pub first: u16,
+    pub last: u16,
+    /// Frames that come untagged belong to it; at most one VLAN of a port.
+    pub pvid: bool,
+    /// Frames leave untagged.
+    pub untagged: bool,
+    /// BR_STATE_* within these VLANs: 3 is forwarding.
+    pub state: u8,
+    /// Tunnel key (VNI) that `first` is mapped to with `vlan_tunnel`; those of the
+    /// others count up from it.
+    pub tunnel: Option<u32>,
+}
+
+/// VNIs in a row, both ends included (VXLAN_VNIFILTER_ENTRY).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VniRange {
+    pub first: u32,
+    pub last: u32,
+}
+
 /// IFLA_VXLAN_* (drivers/net/vxlan/vxlan_core.c, vxlan_fill_info).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VxlanDevice {
@@ -163,12 +202,14 @@ pub struct VxlanDevice {
     pub udp_checksum: bool,
     pub udp6_zero_checksum_tx: bool,
     pub udp6_zero_checksum_rx: bool,
+    /// IPv6 flow label of all outer headers, 20 bits.
+    pub flow_label: u32,
     /// `external`.
     pub collect_metadata: bool,
     pub vnifilter: bool,
     /// Names of options that are on and change frames in a way that is not
     /// mirrored: "gbp", "gpe", "remcsumtx", "remcsumrx", "proxy", "rsc",
-    /// "l2miss", "l3miss", "reserved_bits".
+    /// "l2miss", "l3miss", "reserved_bits", "flowlabel inherit".
     pub foreign_options: Vec<&'static str>,
 }
 

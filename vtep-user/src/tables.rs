@@ -113,6 +113,8 @@ pub struct Capacity {
     pub locations: u32,
     pub remotes: u32,
     pub segments: u32,
+    /// Addresses of strict segments.
+    pub peers: u32,
     pub ports: u32,
 }
 
@@ -123,6 +125,7 @@ impl Default for Capacity {
             locations: 16_384,
             remotes: 4_096,
             segments: 256,
+            peers: 16_384,
             ports: 1_024,
         }
     }

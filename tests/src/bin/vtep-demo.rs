@@ -153,7 +153,7 @@ fn measure(lab: &Lab, client: usize, vm: usize) -> Result<[f64; 2]> {
     let (third, old) = (&lab.hosts[THIRD], &lab.hosts[OLD]);
     let outer = vxlan_with_checksum(
         [old.gateway_mac, old.uplink_mac],
-        [third.address.octets(), old.address.octets()],
+        [third.ipv4()?, old.ipv4()?],
         UDP_PORT,
         vtep_tests::lab::VNI,
         &inner,

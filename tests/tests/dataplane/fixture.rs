@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use vtep_common::fdb::Value;
 use vtep_common::layout::{
-    Config, FdbKey, LAYOUT_VERSION, Location, Place, Port, PortKey, Remote, Segment, Via, VniKey,
-    address_v4, vni_word,
+    Config, FdbKey, LAYOUT_VERSION, Location, PeerKey, Place, Port, PortKey, Remote, Segment, Via,
+    VniKey, address_v4, vni_word,
 };
 use vtep_common::{MacAddr, Vni};
 use vtep_user::dataplane::{Dataplane, LogLevel};
@@ -23,6 +23,7 @@ pub const CAPACITY: Capacity = Capacity {
     locations: 100,
     remotes: 10,
     segments: 5,
+    peers: 8,
     ports: 6,
 };
 
@@ -238,6 +239,7 @@ impl World {
             key,
             value: Value::new(1, Value::OWNER_API, 6),
         }));
+        updates.extend([peer(1), peer(2)].map(TableUpdate::Peer));
         updates.push(self.attach(0, Program::Ingress));
         updates.push(self.attach(1, Program::Egress));
         updates
@@ -270,6 +272,14 @@ pub fn key(i: u32) -> FdbKey {
     FdbKey::new(5, MacAddr([2, 0, 0, a, b, c]))
 }
 
+pub fn peer(host: u8) -> PeerKey {
+    PeerKey {
+        address: address_v4([198, 51, 100, host]),
+        segment: 5,
+        pad: [0; 2],
+    }
+}
+
 pub fn entries(count: u32, location: u32) -> Vec<TableUpdate> {
     (0..count)
         .map(|i| TableUpdate::Fdb {
@@ -291,10 +301,10 @@ pub fn expected(updates: &[TableUpdate]) -> Tables {
             TableUpdate::TargetDel(ifindex) => tables.targets.retain(|t| *t != ifindex),
             TableUpdate::Segment { key, value } => drop(tables.segments.insert(key, value)),
             TableUpdate::SegmentDel(key) => drop(tables.segments.remove(&key)),
-            TableUpdate::Port { key, value } => drop(tables.ports.insert(key, value)),
-            TableUpdate::PortDel(key) => drop(tables.ports.remove(&key)),
             TableUpdate::Peer(key) => drop(tables.peers.insert(key)),
             TableUpdate::PeerDel(key) => drop(tables.peers.remove(&key)),
+            TableUpdate::Port { key, value } => drop(tables.ports.insert(key, value)),
+            TableUpdate::PortDel(key) => drop(tables.ports.remove(&key)),
             TableUpdate::Fdb { key, value } => drop(tables.fdb.insert(key, value)),
             TableUpdate::FdbDel(key) => drop(tables.fdb.remove(&key)),
             TableUpdate::Attach {

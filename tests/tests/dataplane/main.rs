@@ -31,6 +31,7 @@ fn starts_empty_and_reads_back_every_kind_of_update() {
             TableUpdate::SegmentDel(VniKey::v4(vni, 4789)),
             TableUpdate::PortDel(PortKey::new(world.ports[1], 0)),
             TableUpdate::FdbDel(key(2)),
+            TableUpdate::PeerDel(peer(2)),
             TableUpdate::Detach(world.ports[0]),
         ];
         // Removed twice: no error.

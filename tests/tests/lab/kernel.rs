@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use vtep_tests::frames::{Socket, ethernet, ipv4_udp, is_udp_to, rarp};
 use vtep_tests::generator::{Generator, Plan, object};
-use vtep_tests::lab::{Lab, UPLINK};
+use vtep_tests::lab::{Family, Lab, UPLINK};
 use vtep_tests::streams::{Session, Stream};
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{is_root, on_both_underlays, wait_until};
 
-#[test]
-fn kernel_path_carries_ping_tcp_and_100k_frames() {
-    if !is_root("kernel_path_carries_ping_tcp_and_100k_frames") {
-        return;
-    }
-    let mut lab = Lab::new().unwrap();
+on_both_underlays!(
+    kernel_path_carries_ping_tcp_and_100k_frames,
+    kernel_learning_follows_a_moved_vm,
+);
+
+fn kernel_path_carries_ping_tcp_and_100k_frames(underlay: Family) {
+    let mut lab = Lab::on(underlay).unwrap();
     let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
     lab.warm_up().unwrap();
     lab.vms[a]
@@ -71,12 +72,8 @@ fn generated_frames_enter_a_port_and_leave_encapsulated() {
     .unwrap();
 }
 
-#[test]
-fn kernel_learning_follows_a_moved_vm() {
-    if !is_root("kernel_learning_follows_a_moved_vm") {
-        return;
-    }
-    let mut lab = Lab::new().unwrap();
+fn kernel_learning_follows_a_moved_vm(underlay: Family) {
+    let mut lab = Lab::on(underlay).unwrap();
     let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
     lab.warm_up().unwrap();
     lab.vms[a].netns.run("ping -c 1 -W 2 10.0.0.2").unwrap();

@@ -6,17 +6,24 @@ use std::time::Duration;
 use serde_json::Value;
 use vtep_common::MacAddr;
 use vtep_tests::daemon::Daemon;
-use vtep_tests::lab::{Lab, Options};
+use vtep_tests::lab::{Family, Lab, Options};
 use vtep_tests::maps::{Maps, Way};
 use vtep_tests::streams::Session;
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{on_both_underlays, wait_until};
+
+on_both_underlays!(
+    entries_in_every_form_are_followed,
+    devices_that_come_again_are_accelerated_again,
+    a_port_takes_its_program_nowhere_and_its_name_along,
+    busy_entries_stay_and_idle_ones_age,
+);
 
 const SEGMENT: u16 = 1;
 const SOON: Duration = Duration::from_secs(1);
 
 /// Two hosts, a VM on each, daemons with both ports of a host on XDP.
-fn scene() -> (Lab, Vec<Daemon>, Maps) {
-    let mut lab = Lab::new().unwrap();
+fn scene(underlay: Family) -> (Lab, Vec<Daemon>, Maps) {
+    let mut lab = Lab::on(underlay).unwrap();
     for host in [0, 1, 0] {
         lab.add_vm(host).unwrap();
     }
@@ -60,20 +67,19 @@ fn fast(lab: &Lab, daemon: &Daemon) {
     }
 }
 
-#[test]
-fn entries_in_every_form_are_followed() {
-    if !is_root("entries_in_every_form_are_followed") {
-        return;
-    }
-    let (lab, daemons, maps) = scene();
+fn entries_in_every_form_are_followed(underlay: Family) {
+    let (lab, daemons, maps) = scene(underlay);
     let (daemon, netns) = (&daemons[0], &lab.hosts[0].netns);
-    let there = Way::Remote(lab.hosts[1].address);
+    let second = lab.hosts[1].address;
+    let there = Way::Remote(second);
+    // Behind the same router, nobody's.
+    let third = lab.underlay.address(1, 3);
     let port = Way::Port(netns.ifindex("port1").unwrap());
     // First byte zero, which others take for "no address".
     let zero: MacAddr = "00:00:00:00:00:09".parse().unwrap();
     netns
         .run_all(&format!(
-            "bridge fdb add {zero} dev vxlan100 self static dst 198.51.100.2
+            "bridge fdb add {zero} dev vxlan100 self static dst {second}
              bridge fdb add {zero} dev vxlan100 master static"
         ))
         .unwrap();
@@ -85,7 +91,7 @@ fn entries_in_every_form_are_followed() {
     let half: MacAddr = "02:00:00:00:09:01".parse().unwrap();
     netns
         .run(&format!(
-            "bridge fdb add {half} dev vxlan100 self static dst 198.51.100.2"
+            "bridge fdb add {half} dev vxlan100 self static dst {second}"
         ))
         .unwrap();
     soon("it is shown", || {
@@ -110,7 +116,7 @@ fn entries_in_every_form_are_followed() {
     let nexthop: MacAddr = "02:00:00:00:09:02".parse().unwrap();
     netns
         .run_all(&format!(
-            "ip nexthop add id 11 via 198.51.100.2 fdb
+            "ip nexthop add id 11 via {second} fdb
              ip nexthop add id 12 group 11 fdb
              bridge fdb add {nexthop} dev vxlan100 self static nhid 12
              bridge fdb add {nexthop} dev vxlan100 master static"
@@ -128,7 +134,7 @@ fn entries_in_every_form_are_followed() {
             "--vni",
             "100",
             "--dst",
-            "198.51.100.2",
+            &second.to_string(),
         ])
         .unwrap();
     assert_eq!(maps.get(SEGMENT, nexthop), Some(there));
@@ -136,7 +142,7 @@ fn entries_in_every_form_are_followed() {
     // Another VNI and UDP port than the device's, for this remote only.
     netns
         .run(&format!(
-            "bridge fdb replace {half} dev vxlan100 self static dst 198.51.100.2 port 4790 vni 300"
+            "bridge fdb replace {half} dev vxlan100 self static dst {second} port 4790 vni 300"
         ))
         .unwrap();
     soon("it has a remote again", || {
@@ -154,16 +160,14 @@ fn entries_in_every_form_are_followed() {
     let x: MacAddr = "02:00:00:00:09:03".parse().unwrap();
     netns
         .run_all(&format!(
-            "bridge fdb add {x} dev vxlan100 self static dst 198.51.100.3
+            "bridge fdb add {x} dev vxlan100 self static dst {third}
              bridge fdb add {x} dev vxlan100 master static
-             bridge fdb replace {x} dev vxlan100 self static dst 198.51.100.2"
+             bridge fdb replace {x} dev vxlan100 self static dst {second}"
         ))
         .unwrap();
     soon("it moved", || maps.get(SEGMENT, x) == Some(there));
     netns
-        .run(&format!(
-            "bridge fdb del {x} dev vxlan100 self dst 198.51.100.3"
-        ))
+        .run(&format!("bridge fdb del {x} dev vxlan100 self dst {third}"))
         .unwrap();
     daemon.cli(&["status"]).unwrap();
     assert_eq!(maps.get(SEGMENT, x), Some(there));
@@ -194,37 +198,34 @@ fn entries_in_every_form_are_followed() {
     fast(&lab, daemon);
 }
 
-#[test]
-fn devices_that_come_again_are_accelerated_again() {
-    if !is_root("devices_that_come_again_are_accelerated_again") {
-        return;
-    }
-    let (lab, daemons, maps) = scene();
+fn devices_that_come_again_are_accelerated_again(underlay: Family) {
+    let (lab, daemons, maps) = scene(underlay);
     let (daemon, netns) = (&daemons[0], &lab.hosts[0].netns);
+    let (first, second) = (lab.hosts[0].address, lab.hosts[1].address);
     // The VXLAN device, first under a new number, then under its old one.
     for index in ["", "index 77", "index 77"] {
         netns
             .run_all(&format!(
                 "ip link del vxlan100
-                 ip link add vxlan100 {index} type vxlan id 100 local 192.0.2.2 dstport 4789
+                 ip link add vxlan100 {index} type vxlan id 100 local {first} dstport 4789
                  ip link set vxlan100 mtu 1450 master br100
                  ip link set vxlan100 up
-                 bridge fdb append 00:00:00:00:00:00 dev vxlan100 dst 198.51.100.2"
+                 bridge fdb append 00:00:00:00:00:00 dev vxlan100 dst {second}"
             ))
             .unwrap();
         fast(&lab, daemon);
     }
     // Too fast to be seen gone, with another VNI meanwhile.
     netns
-        .run_all(
+        .run_all(&format!(
             "ip link del vxlan100
-             ip link add vxlan100 index 77 type vxlan id 101 local 192.0.2.2 dstport 4789
+             ip link add vxlan100 index 77 type vxlan id 101 local {first} dstport 4789
              ip link del vxlan100
-             ip link add vxlan100 index 77 type vxlan id 100 local 192.0.2.2 dstport 4789
+             ip link add vxlan100 index 77 type vxlan id 100 local {first} dstport 4789
              ip link set vxlan100 mtu 1450 master br100
              ip link set vxlan100 up
-             bridge fdb append 00:00:00:00:00:00 dev vxlan100 dst 198.51.100.2",
-        )
+             bridge fdb append 00:00:00:00:00:00 dev vxlan100 dst {second}",
+        ))
         .unwrap();
     fast(&lab, daemon);
     // The bridge.
@@ -270,12 +271,8 @@ fn devices_that_come_again_are_accelerated_again() {
     assert_eq!(warnings, Value::Array(vec![]), "{warnings}");
 }
 
-#[test]
-fn a_port_takes_its_program_nowhere_and_its_name_along() {
-    if !is_root("a_port_takes_its_program_nowhere_and_its_name_along") {
-        return;
-    }
-    let (lab, daemons, maps) = scene();
+fn a_port_takes_its_program_nowhere_and_its_name_along(underlay: Family) {
+    let (lab, daemons, maps) = scene(underlay);
     let netns = &lab.hosts[0].netns;
     // Renamed: the choice of hook was for the old name.
     netns
@@ -347,14 +344,11 @@ fn a_port_takes_its_program_nowhere_and_its_name_along() {
 
 /// The kernel sees no frame of the busy pair, so only our refresh keeps their
 /// entries; nothing keeps the idle one.
-#[test]
-fn busy_entries_stay_and_idle_ones_age() {
-    if !is_root("busy_entries_stay_and_idle_ones_age") {
-        return;
-    }
+fn busy_entries_stay_and_idle_ones_age(underlay: Family) {
     const LIFETIME: Duration = Duration::from_secs(3);
     let mut lab = Lab::with(&Options {
         vxlan: "ageing 3".to_owned(),
+        underlay,
         ..Options::default()
     })
     .unwrap();

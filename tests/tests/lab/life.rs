@@ -4,14 +4,21 @@
 use std::time::Duration;
 
 use vtep_tests::daemon::Daemon;
-use vtep_tests::lab::{Lab, Options, VXLAN};
+use vtep_tests::lab::{Family, Lab, Options, VXLAN};
 use vtep_tests::netns::Netns;
 use vtep_tests::streams::Stream;
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{on_both_underlays, wait_until};
+
+on_both_underlays!(
+    r39_kill_and_restart_under_100k_frames_lose_nothing,
+    r39_restart_without_a_change_in_the_kernel_writes_nothing,
+    unload_leaves_nothing_and_the_kernel_goes_on,
+    r37_replace_under_load_loses_nothing,
+);
 
 /// Two hosts with a VM each, both accelerated, everything learned.
-fn two_hosts() -> (Lab, [Daemon; 2]) {
-    let mut lab = Lab::new().unwrap();
+fn two_hosts(underlay: Family) -> (Lab, [Daemon; 2]) {
+    let mut lab = Lab::on(underlay).unwrap();
     let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
     let daemons = [0, 1].map(|i| Daemon::start(&lab.hosts[i], &[&lab.vms[i].port]).unwrap());
     lab.vms[a]
@@ -34,12 +41,8 @@ fn program_id(netns: &Netns, device: &str) -> Option<u64> {
     links[0]["xdp"]["prog"]["id"].as_u64()
 }
 
-#[test]
-fn r39_kill_and_restart_under_100k_frames_lose_nothing() {
-    if !is_root("r39_kill_and_restart_under_100k_frames_lose_nothing") {
-        return;
-    }
-    let (lab, mut daemons) = two_hosts();
+fn r39_kill_and_restart_under_100k_frames_lose_nothing(underlay: Family) {
+    let (lab, mut daemons) = two_hosts(underlay);
     let port = lab.vms[0].port.clone();
     let before = program_id(&lab.hosts[0].netns, &port).expect("a program");
     let stream = Stream::start(&lab.vms[0], &lab.vms[1], 100_000).unwrap();
@@ -80,12 +83,8 @@ fn r39_kill_and_restart_under_100k_frames_lose_nothing() {
     );
 }
 
-#[test]
-fn r39_restart_without_a_change_in_the_kernel_writes_nothing() {
-    if !is_root("r39_restart_without_a_change_in_the_kernel_writes_nothing") {
-        return;
-    }
-    let (_lab, mut daemons) = two_hosts();
+fn r39_restart_without_a_change_in_the_kernel_writes_nothing(underlay: Family) {
+    let (_lab, mut daemons) = two_hosts(underlay);
     for daemon in &mut daemons {
         // The kernel itself may learn something meanwhile; not every time.
         let mut updates = None;
@@ -102,12 +101,8 @@ fn r39_restart_without_a_change_in_the_kernel_writes_nothing() {
     }
 }
 
-#[test]
-fn unload_leaves_nothing_and_the_kernel_goes_on() {
-    if !is_root("unload_leaves_nothing_and_the_kernel_goes_on") {
-        return;
-    }
-    let (lab, mut daemons) = two_hosts();
+fn unload_leaves_nothing_and_the_kernel_goes_on(underlay: Family) {
+    let (lab, mut daemons) = two_hosts(underlay);
     let stream = Stream::start(&lab.vms[0], &lab.vms[1], 20_000).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     daemons[0].cli(&["unload"]).unwrap();
@@ -129,27 +124,17 @@ fn unload_leaves_nothing_and_the_kernel_goes_on() {
 
 /// R37 and F21: an entry that is moved to and fro always has a destination. Both
 /// remotes carry the VM's frames to the same place: every frame must arrive.
-#[test]
-fn r37_replace_under_load_loses_nothing() {
-    if !is_root("r37_replace_under_load_loses_nothing") {
-        return;
-    }
+fn r37_replace_under_load_loses_nothing(underlay: Family) {
     let mut lab = Lab::with(&Options {
         hosts: 3,
+        underlay,
         ..Options::default()
     })
     .unwrap();
     let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
     let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[a].port]).unwrap();
     // Host 3 hands what it gets for the VM's tunnel to host 2: the router sends both addresses there.
-    let third = lab.hosts[2].address;
-    let (second, second_uplink) = (lab.hosts[1].address, &lab.hosts[1].netns);
-    second_uplink
-        .run(&format!("ip addr add {third}/32 dev uplink0"))
-        .unwrap();
-    lab.router
-        .run(&format!("ip route add {third}/32 via {second}"))
-        .unwrap();
+    lab.add_address(1, lab.hosts[2].address).unwrap();
     lab.vms[a]
         .netns
         .run("ping -c 2 -i 0.2 -W 2 10.0.0.2")

@@ -4,6 +4,7 @@
 mod control;
 mod generated;
 mod guide;
+mod headers;
 mod kernel;
 mod late;
 mod life;

@@ -16,9 +16,9 @@ use vtep_user::kernel::{FdbEntry, FdbTable, bits};
 use vtep_user::netlink::{FdbWrite, Netlink};
 
 const SEGMENT: u16 = 1;
-const THERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
 /// Behind the same router, so it is resolved at once.
-const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 3);
+const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 3));
 
 fn mac(number: u32) -> MacAddr {
     let [a, b, c, d] = number.to_be_bytes();
@@ -49,7 +49,7 @@ fn batch(lab: &Lab, lines: &str) -> Duration {
 }
 
 /// Both tables, as an operator would write them.
-fn remote(lines: &mut String, mac: MacAddr, dst: Ipv4Addr) {
+fn remote(lines: &mut String, mac: MacAddr, dst: IpAddr) {
     writeln!(
         lines,
         "fdb replace {mac} dev vxlan100 self static dst {dst}"
@@ -85,7 +85,7 @@ fn kernel(lab: &Lab) -> BTreeMap<MacAddr, Way> {
     let text = netns.run("bridge -j fdb show").unwrap();
     let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
     let of = |row: &Value| row["mac"].as_str().unwrap().parse::<MacAddr>().unwrap();
-    let tunnel: BTreeMap<MacAddr, Ipv4Addr> = rows
+    let tunnel: BTreeMap<MacAddr, IpAddr> = rows
         .iter()
         .filter(|row| row["ifname"] == "vxlan100" && row["dst"].is_string())
         .map(|row| (of(row), row["dst"].as_str().unwrap().parse().unwrap()))
@@ -166,13 +166,13 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
     }
     const ROUNDS: usize = 300;
     let (lab, daemon, maps) = host();
-    let entry = |dst: Ipv4Addr, ifindex| FdbEntry {
+    let entry = |dst: IpAddr, ifindex| FdbEntry {
         table: FdbTable::Vxlan,
         ifindex,
         bridge: None,
         mac: mac(0),
         vlan: None,
-        dst: Some(IpAddr::V4(dst)),
+        dst: Some(dst),
         udp_port: None,
         vni: None,
         source_vni: None,

@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use vtep_tests::daemon::Daemon;
 use vtep_tests::frames::{Socket, rarp};
-use vtep_tests::lab::{Lab, Options};
+use vtep_tests::lab::{Family, Lab, Options};
 use vtep_tests::streams::Session;
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{on_both_underlays, wait_until};
 
-#[test]
-fn tcp_session_survives_moves_to_and_fro() {
-    if !is_root("tcp_session_survives_moves_to_and_fro") {
-        return;
-    }
+on_both_underlays!(tcp_session_survives_moves_to_and_fro);
+
+fn tcp_session_survives_moves_to_and_fro(underlay: Family) {
     let mut lab = Lab::with(&Options {
         hosts: 3,
+        underlay,
         ..Options::default()
     })
     .unwrap();

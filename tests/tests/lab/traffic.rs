@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vtep_tests::daemon::Daemon;
-use vtep_tests::lab::Lab;
+use vtep_tests::lab::{Family, Lab};
 use vtep_tests::streams::{Session, Stream};
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{is_root, on_both_underlays, wait_until};
 
-#[test]
-fn ping_tcp_and_udp_take_the_fast_path_on_both_hosts() {
-    if !is_root("ping_tcp_and_udp_take_the_fast_path_on_both_hosts") {
-        return;
-    }
-    let mut lab = Lab::new().unwrap();
+on_both_underlays!(
+    ping_tcp_and_udp_take_the_fast_path_on_both_hosts,
+    local_ports_of_one_segment_are_switched,
+);
+
+fn ping_tcp_and_udp_take_the_fast_path_on_both_hosts(underlay: Family) {
+    let mut lab = Lab::on(underlay).unwrap();
     let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
     let daemons: Vec<Daemon> = (0..2)
         .map(|i| Daemon::start(&lab.hosts[i], &[&lab.vms[i].port]).unwrap())
@@ -55,12 +56,8 @@ fn ping_tcp_and_udp_take_the_fast_path_on_both_hosts() {
     assert!(daemons[0].frames("ingress-local").unwrap() >= session.round_trips);
 }
 
-#[test]
-fn local_ports_of_one_segment_are_switched() {
-    if !is_root("local_ports_of_one_segment_are_switched") {
-        return;
-    }
-    let mut lab = Lab::new().unwrap();
+fn local_ports_of_one_segment_are_switched(underlay: Family) {
+    let mut lab = Lab::on(underlay).unwrap();
     let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(0).unwrap());
     let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[a].port, &lab.vms[b].port]).unwrap();
     lab.vms[a]

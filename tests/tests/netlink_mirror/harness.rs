@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use vtep_common::MacAddr;
 use vtep_user::kernel::{
-    Address, Event, FdbEntry, FdbTable, IfIndex, Link, LinkKind, Neighbour, VxlanDevice,
+    Address, Event, FdbEntry, FdbTable, IfIndex, Link, LinkKind, Neighbour, VlanRange, VniRange,
+    VxlanDevice,
 };
 use vtep_user::netlink::{Events, Netlink};
 
@@ -151,6 +152,8 @@ pub struct Mirror {
     pub netlink: Netlink,
     pub events: Events,
     pub links: BTreeMap<IfIndex, Link>,
+    pub vlans: BTreeMap<IfIndex, Vec<VlanRange>>,
+    pub vnis: BTreeMap<IfIndex, Vec<VniRange>>,
     pub fdb: Vec<FdbEntry>,
     pub neighbours: Vec<Neighbour>,
     pub addresses: Vec<Address>,
@@ -168,6 +171,8 @@ impl Mirror {
             netlink,
             events,
             links: BTreeMap::new(),
+            vlans: BTreeMap::new(),
+            vnis: BTreeMap::new(),
             fdb: Vec::new(),
             neighbours: Vec::new(),
             addresses: Vec::new(),
@@ -186,6 +191,8 @@ impl Mirror {
             .into_iter()
             .map(|link| (link.ifindex, link))
             .collect();
+        self.vlans = snapshot.vlans;
+        self.vnis = snapshot.vnis;
         self.fdb = snapshot.fdb;
         self.neighbours = snapshot.neighbours;
         self.addresses = snapshot.addresses;
@@ -293,6 +300,12 @@ impl Mirror {
             Event::FiltersChanged => self.filters_changed += 1,
             Event::TargetsChanged => {}
             Event::TcChanged(_) => {}
+            Event::Vlans(ifindex, vlans) => {
+                self.vlans.insert(ifindex, vlans);
+            }
+            Event::Vnis(ifindex, vnis) => {
+                self.vnis.insert(ifindex, vnis);
+            }
             Event::Overrun => self.overruns += 1,
         }
     }

@@ -260,6 +260,8 @@ fn bridge_options_are_followed_in_milliseconds() {
         assert!(text.contains("ageing_time 30000 "), "{text}");
         let default = Bridge {
             vlan_filtering: false,
+            service_vlans: false,
+            mst: false,
             default_pvid: first.default_pvid,
             ageing_ms: 300_000,
             nf_call: false,
@@ -331,7 +333,7 @@ fn vxlan_options_come_through_in_the_right_byte_order() {
         mirror
             .change(
                 "ip link add v6 type vxlan id 6 local 2001:db8::1 dstport 4790 ttl inherit \
-                 tos inherit df inherit udp6zerocsumtx udp6zerocsumrx",
+                 tos inherit df inherit udp6zerocsumtx udp6zerocsumrx flowlabel 0xabcde",
                 "v6",
                 |_| true,
             )
@@ -339,7 +341,8 @@ fn vxlan_options_come_through_in_the_right_byte_order() {
         let v6 = vxlan(mirror.link("v6").unwrap());
         assert_eq!(v6.local, Some("2001:db8::1".parse().unwrap()));
         assert!(v6.ttl_inherit && v6.udp6_zero_checksum_tx && v6.udp6_zero_checksum_rx);
-        assert_eq!((v6.tos & 1, v6.df), (1, 2));
+        assert_eq!((v6.tos, v6.df, v6.flow_label), (1, 2, 0xabcde));
+        assert!(v6.foreign_options.is_empty(), "{:?}", v6.foreign_options);
 
         mirror
             .change(

@@ -166,6 +166,46 @@ fn link_source_and_rules_are_respected() {
 }
 
 #[test]
+fn link_local_addresses_are_reached_through_the_named_link_only() {
+    in_namespace(|| async {
+        topology();
+        sh("ip addr add fe80::1/64 dev va nodad
+            ip addr add fe80::1/64 dev vb nodad
+            ip route add 2001:db8:7::/48 via fe80::9 dev vb src 2001:db8::1
+            ip route add 2001:db8:8::/48 via fe80::9 dev vb hoplimit 7");
+        let mirror = Mirror::start().await;
+        let (va, vb) = (mirror.index("va"), mirror.index("vb"));
+        for (link, source) in [(va, Some("fe80::1")), (vb, Some("fe80::1")), (vb, None)] {
+            let route = mirror
+                .netlink
+                .route(ip("fe80::9"), Some(link), source.map(ip));
+            let route = route.await.unwrap().expect("on link");
+            assert_eq!((route.ifindex, route.gateway), (link, None));
+        }
+        let source = Some(ip("2001:db8::1"));
+        let route = mirror.netlink.route(ip("2001:db8:7::1"), None, source);
+        let route = route
+            .await
+            .unwrap()
+            .expect("next hop without a global address");
+        assert_eq!((route.ifindex, route.gateway), (vb, Some(ip("fe80::9"))));
+        let route = mirror.netlink.route(ip("2001:db8:8::1"), None, None);
+        assert_eq!(route.await.unwrap().expect("metric").hop_limit, Some(7));
+    });
+}
+
+#[test]
+fn the_hop_limit_of_a_device_is_the_one_its_routes_use() {
+    in_namespace(|| async {
+        topology();
+        sh("echo 33 > /proc/sys/net/ipv6/conf/va/hop_limit");
+        let mirror = Mirror::start().await;
+        let limit = |name| mirror.link(name).and_then(|link| link.hop_limit_v6);
+        assert_eq!((limit("va"), limit("vb")), (Some(33), Some(64)));
+    });
+}
+
+#[test]
 fn every_change_of_routing_is_announced() {
     in_namespace(|| async {
         topology();

@@ -3,7 +3,7 @@
 //! BPF_PROG_TEST_RUN and looks at verdict, frame and counter.
 
 use std::ffi::CString;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,17 +12,21 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp, XdpMode}
 use aya::{Ebpf, EbpfLoader};
 use vtep_common::fdb::{self, Bucket, Value};
 use vtep_common::layout::{
-    Config, Counter, FdbKey, Location, Place, Port, PortKey, REMOTE_UDP_CHECKSUM, Remote,
-    SEGMENT_LEARNING, Segment, Via, VniKey, address_v4, stats_index, vni_word,
+    Config, Counter, FdbKey, Location, Mark, PeerKey, Place, Port, PortKey, REMOTE_UDP_CHECKSUM,
+    REMOTE_V6, Remote, SEGMENT_LEARNING, Segment, Via, VniKey, address_v4, stats_index, vni_word,
 };
 use vtep_common::{MacAddr, Outcome, Vni, checksum};
 
 pub const XDP_DROP: u32 = 1;
 pub const XDP_PASS: u32 = 2;
 pub const XDP_REDIRECT: u32 = 4;
+pub const TC_NEXT: u32 = u32::MAX;
+pub const TC_REDIRECT: u32 = 7;
 
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 pub const REMOTE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+pub const LOCAL_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 2);
+pub const REMOTE_V6_ADDRESS: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2);
 pub const OTHER_REMOTE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub const UPLINK_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xaa]);
 pub const ROUTER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xbb]);
@@ -34,6 +38,7 @@ pub const VM1: MacAddr = MacAddr([2, 0, 0, 0, 1, 1]);
 pub const FAR: MacAddr = MacAddr([2, 0, 0, 0, 2, 0]);
 pub const FAR2: MacAddr = MacAddr([2, 0, 0, 0, 2, 1]);
 pub const KERNEL: MacAddr = MacAddr([2, 0, 0, 0, 3, 0]);
+pub const BROADCAST: MacAddr = MacAddr([0xff; 6]);
 pub const NOWHERE: MacAddr = MacAddr([2, 0, 0, 0, 4, 0]);
 pub const VNI: u32 = 100;
 pub const SEGMENT: u16 = 7;
@@ -74,6 +79,8 @@ pub struct Run {
     pub outcome: Outcome,
     pub segment: u16,
     pub bytes: u64,
+    /// What XDP left in front of the frame.
+    pub mark: Option<Mark>,
 }
 
 pub struct World {
@@ -240,8 +247,24 @@ impl World {
             local_max_bytes: MTU + 14,
             pad: [0; 2],
         };
-        self.map::<HashMap<MapData, VniKey, Segment>>("VNIS")
-            .insert(VniKey::v4(Vni::new(VNI).unwrap(), 4789), segment, 0)
+        let v6 = Segment {
+            local: LOCAL_V6.octets(),
+            ..segment
+        };
+        let vni = Vni::new(VNI).unwrap();
+        let mut segments = self.map::<HashMap<MapData, VniKey, Segment>>("VNIS");
+        segments.insert(VniKey::v4(vni, 4789), segment, 0).unwrap();
+        segments.insert(VniKey::v6(vni, 4789), v6, 0).unwrap();
+    }
+
+    pub fn add_peer(&mut self, address: [u8; 16]) {
+        let key = PeerKey {
+            address,
+            segment: SEGMENT,
+            pad: [0; 2],
+        };
+        self.map::<HashMap<MapData, PeerKey, u8>>("PEERS")
+            .insert(key, 0, 0)
             .unwrap();
     }
 
@@ -324,11 +347,31 @@ impl World {
         self.test_run("vtep_egress", self.ports[port], frame)
     }
 
+    /// The tcx program of a port; `gso_size` 0: not a superframe.
+    pub fn tcx_egress(&mut self, port: usize, frame: &[u8], gso_size: u32) -> Run {
+        // struct __sk_buff (include/uapi/linux/bpf.h).
+        let mut ctx = [0u8; 192];
+        ctx[36..40].copy_from_slice(&self.ports[port].to_ne_bytes());
+        ctx[176..180].copy_from_slice(&gso_size.to_ne_bytes());
+        let program: &SchedClassifier = self.ebpf.program("vtep_port").unwrap().try_into().unwrap();
+        let mut out = vec![0; frame.len() + 256];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(&ctx),
+            ..TestRunOptions::new()
+        });
+        let result = result.unwrap_or_else(|e| panic!("test_run of {} bytes: {e:?}", frame.len()));
+        out.truncate(result.data_size_out as usize);
+        self.finish(result.return_value, out, None)
+    }
+
     fn test_run(&mut self, program: &str, ifindex: u32, frame: &[u8]) -> Run {
         // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
         let mut ctx = [0u8; 24];
         ctx[4..8].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
         ctx[12..16].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut ctx_out = [0u8; 24];
         let mut out = vec![0; frame.len() + 256];
         let program: &Xdp = self.ebpf.program(program).unwrap().try_into().unwrap();
         let result = program
@@ -336,11 +379,22 @@ impl World {
                 data_in: Some(frame),
                 data_out: Some(&mut out),
                 ctx_in: Some(&ctx),
+                ctx_out: Some(&mut ctx_out),
                 ..TestRunOptions::new()
             })
             .unwrap_or_else(|e| panic!("test_run of {} bytes: {e:?}", frame.len()));
         out.truncate(result.data_size_out as usize);
+        // Metadata comes out in front of the frame.
+        let word = |b: &[u8]| u32::from_ne_bytes(b[..4].try_into().unwrap());
+        let metadata = word(&ctx_out) as usize;
+        let mark = (metadata == size_of::<Mark>()).then(|| Mark {
+            cookie: word(&out),
+            ifindex: word(&out[4..]),
+        });
+        self.finish(result.return_value, out.split_off(metadata), mark)
+    }
 
+    fn finish(&mut self, action: u32, frame: Vec<u8>, mark: Option<Mark>) -> Run {
         // R42: exactly one counter moved, by one.
         let now = self.counters();
         let mut changed = now
@@ -359,11 +413,12 @@ impl World {
             .expect("a listed outcome");
         self.before = now;
         Run {
-            action: result.return_value,
-            frame: out,
+            action,
+            frame,
             outcome,
             segment,
             bytes,
+            mark,
         }
     }
 }
@@ -391,5 +446,19 @@ pub fn remote(uplink: u32, address: Ipv4Addr, flags: u16) -> Remote {
     r.header[30..34].copy_from_slice(&address.octets());
     r.header[36..38].copy_from_slice(&4789u16.to_be_bytes());
     r.ip_sum = checksum::bytes(&r.header[14..34]);
+    r
+}
+
+pub fn remote_v6(uplink: u32, address: Ipv6Addr, flags: u16) -> Remote {
+    let mut r = remote(uplink, REMOTE, flags | REMOTE_V6);
+    r.header[12..].fill(0);
+    r.header[12..14].copy_from_slice(&[0x86, 0xdd]);
+    r.header[14] = 0x60;
+    r.header[20..22].copy_from_slice(&[17, 64]);
+    r.header[22..38].copy_from_slice(&LOCAL_V6.octets());
+    r.header[38..54].copy_from_slice(&address.octets());
+    r.header[56..58].copy_from_slice(&4789u16.to_be_bytes());
+    let sum = checksum::addresses_v6(&LOCAL_V6.octets(), &address.octets());
+    r.ip_sum = checksum::fold(sum + 17u16.to_be() as u64);
     r
 }

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use vtep_common::{MacAddr, checksum};
 
-use crate::fixture::{LOCAL, REMOTE, ROUTER_MAC, UPLINK_MAC, VNI};
+use crate::fixture::{LOCAL, LOCAL_V6, REMOTE, REMOTE_V6_ADDRESS, ROUTER_MAC, UPLINK_MAC, VNI};
 
 fn ethernet(source: MacAddr, destination: MacAddr, ethertype: u16) -> Vec<u8> {
     let mut frame = destination.0.to_vec();
@@ -180,4 +180,58 @@ impl Outer {
         }
         outer
     }
+}
+
+/// A VXLAN frame on an IPv6 underlay, as read.
+pub struct OuterV6 {
+    pub class: u8,
+    pub destination: [u8; 16],
+    pub vni: u32,
+    pub inner: Vec<u8>,
+    /// `None`: the frame carries none.
+    pub checksum_ok: Option<bool>,
+}
+
+fn udp_sum_v6(frame: &[u8]) -> u16 {
+    let mut pseudo = frame[22..54].to_vec();
+    pseudo.extend(((frame.len() - 54) as u32).to_be_bytes());
+    pseudo.extend([0, 0, 0, 17]);
+    checksum::fold(checksum::bytes(&pseudo) as u64 + checksum::bytes(&frame[54..]) as u64)
+}
+
+impl OuterV6 {
+    /// Panics on anything that is not a plain VXLAN frame with right lengths.
+    pub fn parse(frame: &[u8]) -> Self {
+        let word = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        assert_eq!((word(12), frame[14] >> 4, frame[20]), (0x86dd, 6, 17));
+        assert_eq!(word(18) as usize, frame.len() - 54, "payload length");
+        assert_eq!(word(58) as usize, frame.len() - 54, "UDP length");
+        assert_eq!((word(56), &frame[62..66]), (4789, &[8, 0, 0, 0][..]));
+        Self {
+            class: frame[14] << 4 | frame[15] >> 4,
+            destination: frame[38..54].try_into().unwrap(),
+            vni: u32::from_be_bytes(frame[66..70].try_into().unwrap()) >> 8,
+            inner: frame[70..].to_vec(),
+            checksum_ok: (frame[60..62] != [0, 0]).then(|| udp_sum_v6(frame) == 0xffff),
+        }
+    }
+}
+
+/// A good frame from the remote to this VTEP on an IPv6 underlay.
+pub fn outer_v6(inner: &[u8], with_checksum: bool) -> Vec<u8> {
+    let mut frame = ethernet(ROUTER_MAC, UPLINK_MAC, 0x86dd);
+    let length = (inner.len() as u16 + 16).to_be_bytes();
+    frame.extend([0x60, 0, 0, 0, length[0], length[1], 17, 63]);
+    frame.extend(REMOTE_V6_ADDRESS.octets());
+    frame.extend(LOCAL_V6.octets());
+    frame.extend(50_000u16.to_be_bytes());
+    frame.extend(4789u16.to_be_bytes());
+    frame.extend([length[0], length[1], 0, 0, 8, 0, 0, 0]);
+    frame.extend((VNI << 8).to_be_bytes());
+    frame.extend(inner);
+    if with_checksum {
+        let sum = !udp_sum_v6(&frame);
+        frame[60..62].copy_from_slice(&sum.to_ne_bytes());
+    }
+    frame
 }

@@ -3,6 +3,7 @@
 
 mod fixture;
 mod frames;
+mod hooks;
 
 use fixture::*;
 use frames::*;

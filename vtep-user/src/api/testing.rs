@@ -39,6 +39,7 @@ pub fn status() -> Status {
                 name: "tap0".into(),
                 ifindex: 7,
                 vni: vni(),
+                vlan: None,
                 hook: Some(Hook::Xdp),
                 mode: Some(XdpMode::Native),
                 ingress: Some(IngressWay::Xdp),
@@ -49,6 +50,7 @@ pub fn status() -> Status {
                 name: "veth1".into(),
                 ifindex: 9,
                 vni: vni(),
+                vlan: None,
                 hook: None,
                 mode: None,
                 ingress: None,
@@ -78,6 +80,7 @@ pub fn segment() -> SegmentStatus {
         local: Some(ip("198.51.100.1")),
         udp_port: 4789,
         learning: true,
+        strict: false,
         accelerated: true,
         reason: None,
     }
@@ -96,6 +99,7 @@ pub fn fdb_rows() -> Vec<FdbRow> {
     vec![
         FdbRow {
             vni: vni(),
+            vlan: None,
             mac: MacAddr([2, 0, 0, 0, 0, 1]),
             location: Location::Remote {
                 remote: ip("198.51.100.2"),
@@ -107,6 +111,7 @@ pub fn fdb_rows() -> Vec<FdbRow> {
         },
         FdbRow {
             vni: vni(),
+            vlan: None,
             mac: MacAddr([2, 0, 0, 0, 0, 2]),
             location: Location::Local {
                 port: "tap0".into(),

@@ -330,7 +330,13 @@ fn openapi_lists_exactly_the_fields_of_the_types() {
                 hook: PortHook::Auto,
             }),
         ),
-        ("FdbEntry", keys(&testing::fdb_rows()[0])),
+        (
+            "FdbEntry",
+            keys(FdbRow {
+                vlan: Some(10),
+                ..testing::fdb_rows().remove(0)
+            }),
+        ),
         ("FdbSpec", keys(fdb_spec())),
         ("Location", location.union(&local).cloned().collect()),
         ("Remote", keys(testing::remote_row())),

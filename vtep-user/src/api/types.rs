@@ -145,16 +145,21 @@ pub struct SegmentStatus {
     pub local: Option<IpAddr>,
     pub udp_port: u16,
     pub learning: bool,
+    /// Frames from hosts that no entry names are dropped.
+    pub strict: bool,
     pub accelerated: bool,
     pub reason: Option<String>,
 }
 
-/// A bridge port of a segment.
+/// A bridge port as member of a segment: one for each of its VLANs on a VLAN-aware
+/// bridge.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortStatus {
     pub name: String,
     pub ifindex: u32,
     pub vni: Vni,
+    /// Of a VLAN-aware bridge.
+    pub vlan: Option<u16>,
     pub hook: Option<Hook>,
     pub mode: Option<XdpMode>,
     /// How frames from the wire reach it; `None` where it is not accelerated.
@@ -352,6 +357,9 @@ pub enum Owner {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdbRow {
     pub vni: Vni,
+    /// Of a VLAN-aware bridge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
     pub mac: MacAddr,
     pub location: Location,
     /// Name of the endpoint the MAC belongs to.

@@ -174,26 +174,32 @@ pub fn vnis(rows: &[VniRow], colour: Colour) -> String {
 
 /// `vtep port show`.
 pub fn ports(rows: &[PortStatus], colour: Colour) -> String {
-    let mut table = Table::new(&["PORT", ">VNI", "HOOK", "MODE", "INGRESS", "ACCELERATED"]);
+    let mut head = vec!["PORT", ">VNI", "HOOK", "MODE", "INGRESS", "ACCELERATED"];
+    let vlans = rows.iter().any(|port| port.vlan.is_some());
+    if vlans {
+        head.insert(2, "VLAN");
+    }
+    let mut table = Table::new(&head);
     for port in rows {
-        table.row(
-            !port.accelerated,
-            [
-                port.name.clone(),
-                port.vni.to_string(),
-                hook(port.hook),
-                mode(port.mode),
-                ingress(port.ingress),
-                accelerated(port.accelerated, port.reason.as_deref()),
-            ],
-        );
+        let mut cells = vec![
+            port.name.clone(),
+            port.vni.to_string(),
+            hook(port.hook),
+            mode(port.mode),
+            ingress(port.ingress),
+            accelerated(port.accelerated, port.reason.as_deref()),
+        ];
+        if vlans {
+            cells.insert(2, or_dash(port.vlan));
+        }
+        table.row(!port.accelerated, cells);
     }
     table.text(colour)
 }
 
 /// `vtep fdb show`. Locations read like the options that set them.
 pub fn fdb(rows: &[FdbRow], colour: Colour) -> String {
-    let head = [
+    let mut head = vec![
         ">VNI",
         "MAC",
         "LOCATION",
@@ -202,6 +208,10 @@ pub fn fdb(rows: &[FdbRow], colour: Colour) -> String {
         "ENDPOINT",
         "ACCELERATED",
     ];
+    let vlans = rows.iter().any(|row| row.vlan.is_some());
+    if vlans {
+        head.insert(1, "VLAN");
+    }
     let mut table = Table::new(&head);
     for row in rows {
         let location = match &row.location {
@@ -214,18 +224,19 @@ pub fn fdb(rows: &[FdbRow], colour: Colour) -> String {
             Owner::Static => "static",
             Owner::Api => "api",
         };
-        table.row(
-            !row.accelerated,
-            [
-                row.vni.to_string(),
-                row.mac.to_string(),
-                location,
-                owner.to_owned(),
-                row.generation.to_string(),
-                or_dash(row.endpoint.as_ref()),
-                accelerated(row.accelerated, None),
-            ],
-        );
+        let mut cells = vec![
+            row.vni.to_string(),
+            row.mac.to_string(),
+            location,
+            owner.to_owned(),
+            row.generation.to_string(),
+            or_dash(row.endpoint.as_ref()),
+            accelerated(row.accelerated, None),
+        ];
+        if vlans {
+            cells.insert(1, or_dash(row.vlan));
+        }
+        table.row(!row.accelerated, cells);
     }
     table.text(colour)
 }

@@ -10,7 +10,7 @@ use crate::api::types::{FdbSpec, ResyncReport, Target, VniSpec, WriteMode};
 use crate::api::values::{IfName, StationMac};
 use crate::api::{ApiError, Command, Reply};
 use crate::kernel::{FdbEntry, FdbTable, IfIndex, Link};
-use crate::model::SegmentRow;
+use crate::model::{SegmentRow, overhead_bytes};
 use crate::netlink::{FdbWrite, NetlinkError, VxlanSpec};
 
 use super::{Controller, ControllerError, rows};
@@ -22,9 +22,6 @@ const WAIT: Duration = Duration::from_secs(3);
 const RESOLVE: Duration = Duration::from_millis(500);
 /// IFLA_IFALIAS of devices made by `vni add`: only these are removed again.
 const MADE_BY_US: &str = "made by vtep";
-/// Outer Ethernet, IPv4, UDP and VXLAN headers, as far as they count for the MTU.
-const OVERHEAD_BYTES: u32 = 50;
-
 /// A request that waits until the maps follow the kernel.
 pub struct Pending {
     wanted: Wanted,
@@ -194,10 +191,11 @@ impl Controller {
             Wanted::Port { name, vni } => self
                 .model
                 .port(name.as_str())
-                .filter(|port| port.vni == *vni)
+                .into_iter()
+                .find(|port| port.vni == *vni)
                 .and_then(|port| self.model.link(port.ifindex))
                 .is_some_and(|link| link.up),
-            Wanted::PortGone(name) => self.model.port(name.as_str()).is_none(),
+            Wanted::PortGone(name) => self.model.port(name.as_str()).is_empty(),
         }
     }
 
@@ -277,9 +275,11 @@ impl Controller {
     ) -> Result<(), ApiError> {
         let netlink = &self.netlink;
         let (local, underlay_mtu) = self.tunnel_source(spec, link).await?;
-        let room = underlay_mtu.map(|mtu| mtu.saturating_sub(OVERHEAD_BYTES));
+        let v6 = local.is_some_and(|local| local.is_ipv6());
+        let overhead = overhead_bytes(v6);
+        let room = underlay_mtu.map(|mtu| mtu.saturating_sub(overhead));
         // The kernel would take less without a word (vxlan_core.c, vxlan_config_apply).
-        let largest = room.unwrap_or(u32::from(u16::MAX) - OVERHEAD_BYTES);
+        let largest = room.unwrap_or(u32::from(u16::MAX) - overhead);
         if let Some(mtu) = spec.mtu.filter(|mtu| *mtu > largest) {
             return Err(ApiError::bad_request(format!(
                 "MTU {mtu} of VNI {} is too large: the underlay leaves {largest} bytes",
@@ -417,37 +417,37 @@ impl Controller {
                 // An entry with a nexthop takes no address: the kernel says yes and
                 // does nothing (vxlan_core.c, vxlan_fdb_replace).
                 if self.model.has_nexthop(spec.vni, mac) {
-                    self.forget_tunnel(segment.vxlan, mac).await?;
+                    self.forget_tunnel(&segment, mac).await?;
                 }
                 // The VXLAN device first: the bridge must not send where no remote is known.
                 let tunnel = FdbEntry {
                     dst: Some(remote),
-                    ..FdbEntry::new(FdbTable::Vxlan, segment.vxlan, mac)
+                    ..tunnel_entry(&segment, mac)
                 };
                 self.netlink
                     .fdb_write(&tunnel, FdbWrite::Replace)
                     .await
                     .map_err(refused)?;
-                let bridged = FdbEntry::new(FdbTable::Bridge, segment.vxlan, mac);
+                let bridged = bridge_entry(&segment, segment.vxlan, mac);
                 self.netlink
                     .fdb_write(&bridged, FdbWrite::Replace)
                     .await
                     .map_err(refused)?;
             }
             Target::Local { port } => {
-                let row = self.model.port(port.as_str());
-                let Some(row) = row.filter(|row| row.vni == spec.vni) else {
+                let rows = self.model.port(port.as_str());
+                let Some(row) = rows.iter().find(|row| row.vni == spec.vni) else {
                     return Err(ApiError::not_found(format!(
                         "{port} is no port of VNI {}: add it with `vtep port add {port} --vni {}`",
                         spec.vni, spec.vni
                     )));
                 };
-                let bridged = FdbEntry::new(FdbTable::Bridge, row.ifindex, mac);
+                let bridged = bridge_entry(&segment, row.ifindex, mac);
                 self.netlink
                     .fdb_write(&bridged, FdbWrite::Replace)
                     .await
                     .map_err(refused)?;
-                self.forget_tunnel(segment.vxlan, mac).await?;
+                self.forget_tunnel(&segment, mac).await?;
             }
         }
         self.model.mark_api(spec.vni, mac, true);
@@ -463,21 +463,32 @@ impl Controller {
             )));
         }
         if let Some(ifindex) = self.model.bridge_port_of(vni, mac) {
-            let bridged = FdbEntry::new(FdbTable::Bridge, ifindex, mac);
+            let bridged = bridge_entry(&segment, ifindex, mac);
             gone(self.netlink.fdb_delete(&bridged).await)?;
         }
-        self.forget_tunnel(segment.vxlan, mac).await?;
+        self.forget_tunnel(&segment, mac).await?;
         self.model.mark_api(vni, mac, false);
         Ok(())
     }
 
     /// Remove what the VXLAN device knows of a MAC, if anything.
-    async fn forget_tunnel(&self, vxlan: IfIndex, mac: MacAddr) -> Result<(), ApiError> {
-        gone(
-            self.netlink
-                .fdb_delete(&FdbEntry::new(FdbTable::Vxlan, vxlan, mac))
-                .await,
-        )
+    async fn forget_tunnel(&self, segment: &SegmentRow, mac: MacAddr) -> Result<(), ApiError> {
+        gone(self.netlink.fdb_delete(&tunnel_entry(segment, mac)).await)
+    }
+}
+
+/// Without a VLAN the kernel would take it for all VLANs of the port.
+fn bridge_entry(segment: &SegmentRow, port: IfIndex, mac: MacAddr) -> FdbEntry {
+    FdbEntry {
+        vlan: segment.vlan,
+        ..FdbEntry::new(FdbTable::Bridge, port, mac)
+    }
+}
+
+fn tunnel_entry(segment: &SegmentRow, mac: MacAddr) -> FdbEntry {
+    FdbEntry {
+        source_vni: segment.source_vni,
+        ..FdbEntry::new(FdbTable::Vxlan, segment.vxlan, mac)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::daemon::RunOptions;
 use crate::dataplane::{Dataplane, DataplaneError, LogLevel};
 use crate::instance::Instance;
 use crate::kernel::{Event, IfIndex};
-use crate::model::{Model, Settings};
+use crate::model::{Model, Settings, Strict};
 use crate::netlink::{Events, Netlink, NetlinkError};
 use crate::tables::{Capacity, TableUpdate};
 
@@ -365,6 +365,14 @@ fn settings(options: &RunOptions) -> Settings {
             .iter()
             .map(|(name, port)| (name.to_string(), rows::hook_choice(port.hook)))
             .collect(),
+        strict: Strict {
+            all: config.strict,
+            vnis: config
+                .vnis
+                .iter()
+                .filter_map(|(vni, options)| Some((*vni, options.strict?)))
+                .collect(),
+        },
         default_ttl: default_ttl(),
         local_ports: local_ports(),
         tcx: Dataplane::has_tcx(),
@@ -374,6 +382,8 @@ fn settings(options: &RunOptions) -> Settings {
             locations: (daemon.remotes + daemon.ports) * 4,
             remotes: daemon.remotes,
             segments: daemon.segments,
+            // A remote is a peer of each segment that it has entries in.
+            peers: daemon.remotes * 4,
             ports: daemon.ports,
         },
     }

@@ -36,6 +36,16 @@ impl Controller {
         }
         let name = spec.name.as_str();
         let before = self.port_choices.get(name).copied();
+        if let Some(vlan) = segment.vlan
+            && !self.model.port(name).iter().any(|p| p.vni == spec.vni)
+        {
+            let bridge = segment.bridge_name.as_deref().unwrap_or_default();
+            return Err(ApiError::conflict(format!(
+                "VNI {} is VLAN {vlan} of {bridge}: make {name} a member with `ip link set {name} \
+                 master {bridge}` and `bridge vlan add dev {name} vid {vlan} pvid untagged`",
+                spec.vni
+            )));
+        }
         let join = match link.master {
             Some(master) if master != bridge => {
                 let name = self
@@ -75,7 +85,7 @@ impl Controller {
     }
 
     pub(super) async fn port_del(&mut self, name: &IfName) -> Result<(), ApiError> {
-        let Some(port) = self.model.port(name.as_str()) else {
+        let Some(port) = self.model.port(name.as_str()).into_iter().next() else {
             return Err(ApiError::not_found(format!(
                 "{name} is no port of any VNI: see `vtep port show`"
             )));

@@ -170,6 +170,7 @@ fn segment(row: model::SegmentRow) -> SegmentStatus {
         local: row.local,
         udp_port: row.udp_port,
         learning: row.learning,
+        strict: row.strict,
         accelerated: row.segment.is_some(),
         reason: row.reason,
     }
@@ -180,6 +181,7 @@ fn port(row: model::PortRow) -> PortStatus {
         name: row.name,
         ifindex: row.ifindex,
         vni: row.vni,
+        vlan: row.vlan,
         hook: row.hook.map(Into::into),
         mode: row.hook.and_then(mode),
         ingress: row.via.map(Into::into),
@@ -191,6 +193,7 @@ fn port(row: model::PortRow) -> PortStatus {
 fn fdb(row: model::FdbRow) -> FdbRow {
     FdbRow {
         vni: row.vni,
+        vlan: row.vlan,
         mac: row.mac,
         location: match row.place {
             model::RowPlace::Port(port) => Location::Local { port },

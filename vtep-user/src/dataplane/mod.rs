@@ -211,7 +211,7 @@ impl Dataplane {
             TableUpdate::Peer(key) => self
                 .peers
                 .insert(key, 0, 0)
-                .map_err(|e| refusal("PEERS", capacity.remotes, &e)),
+                .map_err(|e| refusal("PEERS", capacity.peers, &e)),
             TableUpdate::PeerDel(key) => removed("PEERS", self.peers.remove(key)),
             TableUpdate::Port { key, value } => {
                 self.counters_exist(value.segment)?;

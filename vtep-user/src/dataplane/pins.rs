@@ -109,7 +109,7 @@ pub fn shapes(capacity: &Capacity, device_value_bytes: u32) -> [Shape; 9] {
         Shape::new::<u32, Remote>("REMOTES", ARRAY, capacity.remotes, BPF_F_MMAPABLE),
         Shape::new::<PortKey, Port>("PORTS", HASH, capacity.ports, 0),
         Shape::new::<VniKey, Segment>("VNIS", HASH, capacity.segments, 0),
-        Shape::new::<PeerKey, u8>("PEERS", HASH, capacity.remotes, 0),
+        Shape::new::<PeerKey, u8>("PEERS", HASH, capacity.peers, 0),
         devices,
         Shape::new::<u32, Config>("CONFIG", ARRAY, 1, 0),
         Shape::new::<u32, Counter>("STATS", PERCPU_ARRAY, counters, 0),
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn every_segment_number_has_counters() {
         let capacity = Capacity::default();
-        let stats = shapes(&capacity, 8)[8];
+        let [.., stats] = shapes(&capacity, 8);
         let last = vtep_common::layout::stats_index(
             capacity.segments as u16,
             *Outcome::ALL.last().unwrap(),

@@ -71,10 +71,10 @@ impl Model {
         self.written = Written {
             config: tables.config,
             targets: tables.targets.into_iter().collect(),
-            peers: tables.peers,
             segments: tables.segments,
             ports: tables.ports,
             hooks: tables.hooks,
+            peers: tables.peers,
             fdb,
             fdb_entries,
         };

@@ -51,8 +51,8 @@ impl Model {
         let found = self.segment_by_id(key.segment()).and_then(|segment| {
             let domain = segment.domain()?;
             let entry = self.world.bridge_entry(domain, key.mac())?;
-            let remote = (entry.port == segment.vxlan)
-                .then(|| self.world.vxlan_entry(segment.vxlan, key.mac()))
+            let remote = (entry.port == segment.tunnel.vxlan)
+                .then(|| self.world.vxlan_entry(segment.tunnel, key.mac()))
                 .flatten();
             Some((segment, domain, *entry, remote.copied()))
         });
@@ -78,7 +78,7 @@ impl Model {
                 .and_then(|bridge| self.world.bridge_ageing(bridge));
             let vxlan = self
                 .world
-                .vxlan(segment.vxlan)
+                .vxlan(segment.tunnel.vxlan)
                 .filter(|(_, device)| device.learning);
             let vxlan = vxlan.map(|(_, device)| Duration::from_secs(device.ageing_s.into()));
             bridge.into_iter().chain(vxlan)
@@ -110,14 +110,14 @@ fn bridge_entry(key: FdbKey, domain: Domain, entry: BridgeEntry) -> FdbEntry {
 fn vxlan_entry(key: FdbKey, segment: &Segment, entry: VxlanEntry) -> FdbEntry {
     FdbEntry {
         table: FdbTable::Vxlan,
-        ifindex: segment.vxlan,
+        ifindex: segment.tunnel.vxlan,
         bridge: None,
         mac: key.mac(),
         vlan: None,
         dst: entry.to.dst,
         udp_port: entry.to.udp_port,
         vni: entry.to.vni,
-        source_vni: None,
+        source_vni: segment.tunnel.source_vni,
         via: entry.to.via,
         nexthop_id: entry.to.nexthop_id,
         state: entry.state,

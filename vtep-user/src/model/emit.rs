@@ -6,14 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use vtep_common::layout::{
-    Config, Place, Port, PortKey, SEGMENT_LEARNING, Segment as SegmentValue, UDP_PORTS_MAX,
-    UPLINKS_MAX, Via, VniKey, address_v4, vni_word,
+    Config, Place, Port, PortKey, SEGMENT_LEARNING, SEGMENT_STRICT, SEGMENT_ZERO_CHECKSUM,
+    Segment as SegmentValue, UDP_PORTS_MAX, UPLINKS_MAX, Via, VniKey, vni_word,
 };
 
 use super::locations::Owner;
-use super::ports::{self, ETHERNET_BYTES, ONE_BUFFER_MTU, OVERHEAD_V4_BYTES, PortPlan};
+use super::ports::{self, ETHERNET_BYTES, Member, ONE_BUFFER_MTU, PortPlan};
 use super::remotes::{self, RemoteKey, RouteQuery};
-use super::{Model, fdb::FdbChanges};
+use super::segments::Segment;
+use super::world::{Domain, Tunnel};
+use super::{Model, fdb::FdbChanges, header};
 use crate::kernel::IfIndex;
 use crate::tables::{Hook, Program, TableUpdate};
 
@@ -21,16 +23,18 @@ use crate::tables::{Hook, Program, TableUpdate};
 #[derive(Debug, Default)]
 struct Pass {
     detach: Vec<TableUpdate>,
+    ports_gone: Vec<TableUpdate>,
     config: Vec<TableUpdate>,
     remotes: Vec<TableUpdate>,
     targets: Vec<TableUpdate>,
     locations: Vec<TableUpdate>,
+    peers: Vec<TableUpdate>,
     segments: Vec<TableUpdate>,
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
     locations_late: Vec<TableUpdate>,
-    ports_gone: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
+    peers_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
     targets_gone: Vec<TableUpdate>,
     attach: Vec<TableUpdate>,
@@ -38,22 +42,25 @@ struct Pass {
 
 impl Pass {
     /// What is named comes before what names it, and leaves after it. Programs
-    /// are the last to come and the first to go.
+    /// are the last to come and the first to go; ports that leave a segment are next,
+    /// so that none of their frames meets entries of the segment's new VLAN.
     fn into_order(self) -> impl Iterator<Item = TableUpdate> {
         [
             self.detach,
+            self.ports_gone,
             self.config,
             self.remotes,
             self.targets,
             self.locations,
+            self.peers,
             self.segments,
             self.ports,
             self.fdb.withdrawals,
             self.fdb.writes,
             self.fdb.deletes,
             self.locations_late,
-            self.ports_gone,
             self.segments_gone,
+            self.peers_gone,
             self.locations_gone,
             self.targets_gone,
             self.attach,
@@ -72,7 +79,10 @@ impl Model {
         };
         self.place(now, &mut pass);
         self.devices(&mut pass);
+        self.dirty.values |= self.world.peers.changed;
         if self.dirty.values {
+            self.world.peers.changed = false;
+            (pass.peers, pass.peers_gone) = self.peer_changes();
             self.segment_values(&mut pass);
             self.port_values(&mut pass);
         }
@@ -115,7 +125,7 @@ impl Model {
                 continue;
             }
             let place = match owner {
-                Owner::Port { bridge, ifindex } => self.place_of_port(index, bridge, ifindex),
+                Owner::Port { domain, ifindex } => self.place_of_port(index, domain, ifindex),
                 Owner::Remote(key) => self.place_of_remote(index, &key, now, &mut pass.remotes),
             };
             let before = self.locations.value(index).place();
@@ -134,10 +144,11 @@ impl Model {
         }
     }
 
-    fn place_of_port(&self, index: u32, bridge: IfIndex, ifindex: IfIndex) -> Place {
-        match self.ports.get(&ifindex) {
+    fn place_of_port(&self, index: u32, domain: Domain, ifindex: IfIndex) -> Place {
+        let vlan = domain.vlan;
+        match self.ports.get(&Member { ifindex, vlan }) {
             Some(port)
-                if port.bridge == bridge
+                if port.bridge == domain.bridge
                     && port.accelerated.is_ok()
                     && !self.refusals.places.contains_key(&index) =>
             {
@@ -154,7 +165,11 @@ impl Model {
         // ones of the same flow overtake it.
         let jumbo = |mtu: u32| mtu > ONE_BUFFER_MTU;
         let mut uplinks = self.uplinks.values();
-        if jumbo(port.mtu + OVERHEAD_V4_BYTES)
+        let v6 = self
+            .segments
+            .get(&port.tunnel)
+            .is_some_and(|segment| segment.key.is_v6());
+        if jumbo(port.mtu + ports::overhead_bytes(v6))
             && uplinks.any(|uplink| uplink.accelerated.is_ok() && jumbo(uplink.mtu))
         {
             return Some(Via::Kernel);
@@ -270,9 +285,9 @@ impl Model {
     /// Programs and redirect targets.
     fn devices(&mut self, pass: &mut Pass) {
         let xdp = Hook::Xdp(self.settings.xdp_mode);
-        let ports = self.ports.iter().filter_map(|(ifindex, port)| {
+        let ports = self.ports.iter().filter_map(|(member, port)| {
             let fast = port.accelerated.as_ref().ok()?;
-            Some((*ifindex, (Program::Egress, fast.hook)))
+            Some((member.ifindex, (Program::Egress, fast.hook)))
         });
         let uplinks = self.uplinks.iter().filter_map(|(ifindex, uplink)| {
             let hook = uplink
@@ -330,21 +345,30 @@ impl Model {
             .uplinks
             .iter()
             .filter(|(_, uplink)| uplink.accelerated.is_ok() && uplink.is_target);
-        let ports = ports.map(|(ifindex, _)| *ifindex);
+        let ports = ports.map(|(member, _)| member.ifindex);
         ports.chain(uplinks.map(|(ifindex, _)| *ifindex)).collect()
     }
 
     /// Largest frame that every port takes which frames reach fast, bytes, by
-    /// VXLAN device.
-    fn local_max_bytes(&self) -> BTreeMap<IfIndex, u16> {
+    /// segment.
+    fn local_max_bytes(&self) -> BTreeMap<Tunnel, u16> {
         let mut largest = BTreeMap::new();
         let fast = |port: &&PortPlan| self.via(port).is_some_and(|via| via != Via::Kernel);
         for port in self.ports.values().filter(fast) {
             let bytes = frame_bytes(port.mtu);
-            let largest = largest.entry(port.vxlan).or_insert(bytes);
+            let largest = largest.entry(port.tunnel).or_insert(bytes);
             *largest = bytes.min(*largest);
         }
         largest
+    }
+
+    fn segment_flags(&self, segment: &Segment) -> u16 {
+        let flags = [
+            (segment.learning, SEGMENT_LEARNING),
+            (self.is_strict(segment) == Ok(true), SEGMENT_STRICT),
+            (segment.zero_checksum, SEGMENT_ZERO_CHECKSUM),
+        ];
+        flags.iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum()
     }
 
     fn segment_values(&mut self, pass: &mut Pass) {
@@ -355,14 +379,10 @@ impl Model {
                 wanted.insert(
                     segment.key,
                     SegmentValue {
-                        local: address_v4(segment.policy.local.octets()),
+                        local: header::address_bytes(segment.policy.local),
                         id,
-                        flags: if segment.learning {
-                            SEGMENT_LEARNING
-                        } else {
-                            0
-                        },
-                        local_max_bytes: local_max.get(&segment.vxlan).copied().unwrap_or(0),
+                        flags: self.segment_flags(segment),
+                        local_max_bytes: local_max.get(&segment.tunnel).copied().unwrap_or(0),
                         pad: [0; 2],
                     },
                 );
@@ -388,17 +408,18 @@ impl Model {
         let underlay = ports::underlay_mtu(&self.uplinks, &self.routes, self.queries());
         let mut wanted: BTreeMap<PortKey, Port> = BTreeMap::new();
         let local_max = self.local_max_bytes();
-        for (&ifindex, port) in self
+        for (&Member { ifindex, vlan }, port) in self
             .ports
             .iter()
             .filter(|(_, port)| port.accelerated.is_ok())
         {
-            let Some(segment) = self.segments.get(&port.vxlan) else {
+            let Some(segment) = self.segments.get(&port.tunnel) else {
                 continue;
             };
             let Ok(id) = segment.id else { continue };
+            let bridge = port.bridge;
             let owner = Owner::Port {
-                bridge: port.bridge,
+                domain: Domain { bridge, vlan },
                 ifindex,
             };
             let first = self
@@ -406,9 +427,10 @@ impl Model {
                 .find(&owner)
                 .and_then(|index| self.locations.first(index));
             let tunnel = underlay.map_or(segment.mtu, |mtu| {
-                segment.mtu.min(mtu.saturating_sub(OVERHEAD_V4_BYTES))
+                let overhead = ports::overhead_bytes(segment.key.is_v6());
+                segment.mtu.min(mtu.saturating_sub(overhead))
             });
-            let local_max_bytes = local_max.get(&port.vxlan).copied().unwrap_or(0);
+            let local_max_bytes = local_max.get(&port.tunnel).copied().unwrap_or(0);
             wanted.insert(
                 PortKey::new(ifindex, 0),
                 Port {

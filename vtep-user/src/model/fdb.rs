@@ -12,7 +12,7 @@ use vtep_common::layout::{FdbKey, Location, SegmentId};
 use super::locations::Owner;
 use super::remotes::RemoteKey;
 use super::segments::Segment;
-use super::world::World;
+use super::world::{Touched, World};
 use super::{Applied, Model};
 use crate::tables::TableUpdate;
 
@@ -40,13 +40,13 @@ pub(super) fn decide(world: &World, segment: &Segment, mac: MacAddr) -> Decision
     if entry.is_local(domain) {
         return Decision::Absent(THIS_HOST);
     }
-    if entry.port != segment.vxlan {
+    if entry.port != segment.tunnel.vxlan {
         return Decision::At(Owner::Port {
-            bridge: domain.bridge,
+            domain,
             ifindex: entry.port,
         });
     }
-    let Some(entry) = world.vxlan_entry(segment.vxlan, mac) else {
+    let Some(entry) = world.vxlan_entry(segment.tunnel, mac) else {
         return Decision::Kernel("no entry of the VXLAN device: the default destination takes it");
     };
     if entry.several {
@@ -91,14 +91,18 @@ impl Model {
             let written = self.written.fdb.get(id).into_iter().flat_map(|t| t.keys());
             stations.extend(now.chain(written).map(|mac| (segment, *mac)));
         }
-        for (domain, mac) in &self.dirty.entries {
-            if let Some(segment) = self.accelerated(domain) {
+        for touched in &self.dirty.entries {
+            let (segment, mac) = match touched {
+                Touched::Bridge(domain, mac) => (self.accelerated(domain), mac),
+                Touched::Vxlan(tunnel, mac) => (self.segments.get(tunnel), mac),
+            };
+            if let Some(segment) = segment.filter(|segment| segment.id.is_ok()) {
                 stations.push((segment, *mac));
             }
         }
         // In a fixed order, each once: hash tables come in any.
-        stations.sort_unstable_by_key(|(segment, mac)| (segment.vxlan, *mac));
-        stations.dedup_by_key(|(segment, mac)| (segment.vxlan, *mac));
+        stations.sort_unstable_by_key(|(segment, mac)| (segment.tunnel, *mac));
+        stations.dedup_by_key(|(segment, mac)| (segment.tunnel, *mac));
         stations
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use vtep_common::layout::{FdbKey, Location, Place};
 
 use super::remotes::RemoteKey;
+use super::world::Domain;
 use crate::kernel::IfIndex;
 use crate::tables::TableUpdate;
 
@@ -79,10 +80,10 @@ impl Allocator {
 /// What a location stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Owner {
-    /// A bridge port, as member of that bridge: an entry that outlives the
+    /// A bridge port, as member of that bridge and VLAN: an entry that outlives the
     /// membership must not follow the port into another segment (R2).
     Port {
-        bridge: IfIndex,
+        domain: Domain,
         ifindex: IfIndex,
     },
     Remote(RemoteKey),

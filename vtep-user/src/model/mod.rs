@@ -8,7 +8,9 @@ mod adopt;
 mod ageing;
 mod emit;
 mod fdb;
+mod header;
 mod locations;
+mod peers;
 mod ports;
 mod refusals;
 mod remotes;
@@ -21,7 +23,7 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use vtep_common::fdb::Value;
@@ -34,15 +36,17 @@ use crate::kernel::{Event, Filters, IfIndex, Link, Route, Snapshot};
 use crate::tables::{Capacity, Hook, Program, TableUpdate, XdpMode};
 
 pub use ageing::SHORTEST_INTERVAL;
+pub use peers::Strict;
+pub use ports::overhead_bytes;
 pub use remotes::RouteQuery;
 pub use view::{Counters, FdbRow, PortRow, RemoteRow, RowOwner, RowPlace, SegmentRow, UplinkRow};
 
 use locations::Locations;
-use ports::{PortPlan, Uplink};
+use ports::{Member, PortPlan, Uplink};
 use refusals::Refusals;
 use remotes::{Routes, Slots, Ways};
 use segments::{Ids, Segment, Segments, Shortage};
-use world::{Domain, Touched, World};
+use world::{Domain, Touched, Tunnel, World};
 
 /// Why something is left to the kernel, for people: a sentence without its
 /// subject ("not in a bridge").
@@ -69,6 +73,7 @@ pub struct Settings {
     pub xdp_mode: XdpMode,
     /// By interface name; `Auto` for those not listed.
     pub hooks: BTreeMap<String, HookChoice>,
+    pub strict: Strict,
     /// net.ipv4.ip_default_ttl.
     pub default_ttl: u8,
     /// net.ipv4.ip_local_port_range: first and last.
@@ -85,6 +90,7 @@ impl Default for Settings {
             uplinks: None,
             xdp_mode: XdpMode::Native,
             hooks: BTreeMap::new(),
+            strict: Strict::default(),
             default_ttl: 64,
             local_ports: (32768, 60999),
             tcx: true,
@@ -153,15 +159,15 @@ pub struct Model {
     segments: Segments,
     ids: Ids,
     /// Accelerated segments by what their forwarding table is.
-    domains: HashMap<Domain, IfIndex>,
+    domains: HashMap<Domain, Tunnel>,
     /// The same by number.
-    by_id: HashMap<SegmentId, IfIndex>,
-    ports: BTreeMap<IfIndex, PortPlan>,
+    by_id: HashMap<SegmentId, Tunnel>,
+    ports: BTreeMap<Member, PortPlan>,
     uplinks: BTreeMap<IfIndex, Uplink>,
     routes: Routes,
     ways: Ways,
     /// Next hops of all ways.
-    hops: BTreeSet<(IfIndex, Ipv4Addr)>,
+    hops: BTreeSet<(IfIndex, IpAddr)>,
     locations: Locations,
     slots: Slots,
     written: Written,
@@ -256,12 +262,16 @@ impl Model {
                 if let Some(link) = self.world.remove_link(ifindex) {
                     self.refusals.forget(&link);
                     let bridge = link.master.unwrap_or(ifindex);
-                    self.dirty.domains.insert(Domain { bridge, vlan: 0 });
+                    let lost = self.domains.keys().filter(|domain| domain.bridge == bridge);
+                    self.dirty.domains.extend(lost);
                     self.dirty.structure = true;
                     self.ask_routes_if_underlay(&link);
                 }
             }
-            Event::Fdb(entry) => self.dirty.entries.extend(self.world.set_fdb(&entry)),
+            Event::Fdb(entry) => {
+                self.dirty.structure |= self.world.note_family(&entry);
+                self.dirty.entries.extend(self.world.set_fdb(&entry));
+            }
             Event::FdbGone(entry) => {
                 if let Some(touched) = self.world.remove_fdb(&entry) {
                     self.forget_api_mark(touched);
@@ -289,6 +299,14 @@ impl Model {
                 }
             }
             Event::RoutesChanged => self.routes.ask_all(),
+            Event::Vlans(ifindex, vlans) => {
+                let old = self.world.vlans.insert(ifindex, vlans);
+                self.dirty.structure |= old.as_ref() != self.world.vlans.get(&ifindex);
+            }
+            Event::Vnis(ifindex, vnis) => {
+                let old = self.world.vnis.insert(ifindex, vnis);
+                self.dirty.structure |= old.as_ref() != self.world.vnis.get(&ifindex);
+            }
             // The controller looks, for `set_filters`, `set_redirect_targets`, `set_tc`.
             Event::FiltersChanged | Event::TargetsChanged | Event::TcChanged(_) => {}
             Event::Overrun => self.overruns += 1,
@@ -308,8 +326,13 @@ impl Model {
         self.refusals.forget(old);
         // The kernel drops IPv4 routes of a device that goes down without a
         // notification (fib_frontend.c, fib_disable_ip).
+        let moved = old.master != link.master;
         if (old.up, old.mtu) != (link.up, link.mtu) {
             self.ask_routes_if_underlay(&link);
+        }
+        // The VLANs of a port are those of its bridge; the new ones are told next.
+        if moved {
+            self.world.vlans.remove(&link.ifindex);
         }
         self.dirty.structure = true;
         self.world.links.insert(link.ifindex, link);
@@ -352,8 +375,10 @@ impl Model {
 
     /// Devices whose tc filters matter: ports and uplinks.
     pub fn hooked(&self) -> Vec<IfIndex> {
-        let devices = self.ports.keys().chain(self.uplinks.keys());
-        devices.copied().collect()
+        let ports = self.ports.keys().map(|member| member.ifindex);
+        let mut devices: Vec<IfIndex> = ports.chain(self.uplinks.keys().copied()).collect();
+        devices.dedup();
+        devices
     }
 
     /// What the user wants at a port, by name.
@@ -388,9 +413,7 @@ impl Model {
     /// Next hops in use. The kernel forgets neighbours that it does not send to
     /// itself, so it has to be asked to confirm them, and to resolve new ones.
     pub fn wanted_neighbours(&self) -> Vec<(IfIndex, IpAddr)> {
-        let hops = self.hops.iter();
-        hops.map(|(ifindex, hop)| (*ifindex, IpAddr::V4(*hop)))
-            .collect()
+        self.hops.iter().copied().collect()
     }
 
     /// Note that an entry was made through the API, or is no longer. Call it
@@ -403,19 +426,22 @@ impl Model {
         };
         if changed {
             let domains = self.segments.values().filter(|s| s.vni == vni);
-            let touched = domains.filter_map(|s| Some((s.domain()?, mac)));
+            let touched = domains.map(|segment| Touched::Vxlan(segment.tunnel, mac));
             self.dirty.entries.extend(touched);
         }
     }
 
     /// The kernel's entry is gone, so nobody's mark is left on it.
-    fn forget_api_mark(&mut self, (domain, mac): Touched) {
+    fn forget_api_mark(&mut self, touched: Touched) {
         if self.api.is_empty() {
             return;
         }
-        let segments = self.segments.values();
-        let of_domain = segments.filter(|segment| segment.domain() == Some(domain));
-        let gone = of_domain.filter(|segment| !self.is_known(segment, mac));
+        let (Touched::Bridge(_, mac) | Touched::Vxlan(_, mac)) = touched;
+        let concerned = self.segments.values().filter(|segment| match touched {
+            Touched::Bridge(domain, _) => segment.domain() == Some(domain),
+            Touched::Vxlan(tunnel, _) => segment.tunnel == tunnel,
+        });
+        let gone = concerned.filter(|segment| !self.is_known(segment, mac));
         let gone: Vec<Vni> = gone.map(|segment| segment.vni).collect();
         for vni in gone {
             self.api.remove(&(vni, mac));
@@ -435,7 +461,7 @@ impl Model {
     fn is_known(&self, segment: &Segment, mac: MacAddr) -> bool {
         let domain = segment.domain();
         domain.is_some_and(|domain| self.world.bridge_entry(domain, mac).is_some())
-            || self.world.vxlan_entry(segment.vxlan, mac).is_some()
+            || self.world.vxlan_entry(segment.tunnel, mac).is_some()
     }
 
     /// The difference between what is wanted and what is written, in an order
@@ -498,8 +524,8 @@ impl Model {
             &current,
             &mut self.shortage,
         );
-        for (vxlan, segment) in &segments {
-            let old = self.segments.get(vxlan);
+        for (tunnel, segment) in &segments {
+            let old = self.segments.get(tunnel);
             if old.is_none_or(|old| old.leads_elsewhere(segment)) {
                 self.dirty.domains.extend(segment.domain());
             }
@@ -509,8 +535,8 @@ impl Model {
         self.by_id.clear();
         for segment in self.segments.values() {
             if let (Ok(id), Some(domain)) = (&segment.id, segment.domain()) {
-                self.domains.insert(domain, segment.vxlan);
-                self.by_id.insert(*id, segment.vxlan);
+                self.domains.insert(domain, segment.tunnel);
+                self.by_id.insert(*id, segment.tunnel);
             }
         }
         let live = |key: &FdbKey| self.by_id.contains_key(&key.segment());

@@ -1,6 +1,8 @@
 //! Which devices carry our programs and may be redirected to: bridge ports of
-//! segments, and uplinks. XDP only on ports whose owner sends plain frames: on
-//! others it would corrupt checksums and break up GSO, so they get tcx.
+//! segments, and uplinks. A port of a VLAN-aware bridge is a member of several
+//! segments; the fast path takes its untagged frames, tagged ones are the
+//! kernel's. XDP only on ports whose owner sends plain frames: on others it would
+//! corrupt checksums and break up GSO, so they get tcx.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,27 +10,39 @@ use vtep_common::MacAddr;
 use vtep_common::layout::{UPLINKS_MAX, Via};
 
 use super::remotes::{RouteQuery, Routes};
-use super::segments::{Segments, Shortage, port_flags};
-use super::world::World;
+use super::segments::{Segment, Segments, Shortage, port_flags, vlan_forwards};
+use super::world::{Domain, Tunnel, World};
 use super::{HookChoice, Reason, Refusals, Settings};
-use crate::kernel::{IfIndex, Link, LinkKind, Tun};
+use crate::kernel::{IfIndex, Link, LinkKind, Tun, VlanRange};
 use crate::tables::Hook;
 
-/// Outer IPv4, UDP, VXLAN and inner Ethernet header: what a tunnel takes from
-/// the MTU of an uplink, bytes.
-pub(super) const OVERHEAD_V4_BYTES: u32 = 20 + 8 + 8 + 14;
+/// Outer IP, UDP, VXLAN and inner Ethernet header: what a tunnel takes from the
+/// MTU of an uplink, bytes.
+pub const fn overhead_bytes(v6: bool) -> u32 {
+    let ip_bytes = if v6 { 40 } else { 20 };
+    ip_bytes + 8 + 8 + 14
+}
+
 /// Ethernet header, bytes.
 pub(super) const ETHERNET_BYTES: u32 = 14;
 /// Largest MTU of an underlay whose frames lie in one buffer of XDP: a page
 /// less headroom and what the kernel keeps behind the data.
 pub(super) const ONE_BUFFER_MTU: u32 = 3498;
 
-/// A member of a bridge that has a VXLAN device.
+/// A bridge port in one VLAN (0: bridge that is not VLAN-aware).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Member {
+    pub ifindex: IfIndex,
+    pub vlan: u16,
+}
+
+/// A member of a segment. Only in the VLAN of its untagged frames can a port be
+/// accelerated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PortPlan {
     pub bridge: IfIndex,
-    /// VXLAN device of its segment.
-    pub vxlan: IfIndex,
+    /// Of its segment.
+    pub tunnel: Tunnel,
     pub mtu: u32,
     pub accelerated: Result<Fast, Reason>,
 }
@@ -62,11 +76,17 @@ pub(super) fn plan(
     segments: &Segments,
     current: &BTreeSet<IfIndex>,
     shortage: &mut Shortage,
-) -> BTreeMap<IfIndex, PortPlan> {
-    let by_bridge: BTreeMap<IfIndex, _> = segments
-        .values()
-        .filter_map(|s| Some((s.bridge?, s)))
-        .collect();
+) -> BTreeMap<Member, PortPlan> {
+    let mut by_domain: BTreeMap<Domain, &Segment> = BTreeMap::new();
+    for segment in segments.values() {
+        let Some(domain) = segment.domain() else {
+            continue;
+        };
+        let known = by_domain.entry(domain).or_insert(segment);
+        if segment.id.is_ok() {
+            *known = segment;
+        }
+    }
     // Uplinks are targets too, old and new ones at the same time.
     let capacity = settings
         .capacity
@@ -76,35 +96,69 @@ pub(super) fn plan(
     let mut ports = BTreeMap::new();
     for link in world.links.values() {
         let Some(bridge) = link.master else { continue };
-        let Some(segment) = by_bridge.get(&bridge) else {
-            continue;
-        };
         if matches!(link.kind, LinkKind::Vxlan(_)) {
             continue;
         }
-        let mut accelerated = match (&segment.id, refusals.devices.get(&link.ifindex)) {
-            (Err(_), _) => Err("its segment is left to the kernel".into()),
-            (_, Some(reason)) => Err(reason.clone()),
-            _ => eligible(world, settings, link),
-        };
-        if accelerated.is_ok() && !current.contains(&link.ifindex) {
-            if room == 0 {
-                shortage.ports += 1;
-                accelerated = Err(format!("port table full ({capacity} ports)").into());
+        for (segment, membership) in memberships(world, link, bridge, &by_domain) {
+            let mut accelerated = match (&segment.id, refusals.devices.get(&link.ifindex)) {
+                (Err(_), _) => Err("its segment is left to the kernel".into()),
+                (_, Some(reason)) => Err(reason.clone()),
+                _ => membership.and_then(|()| eligible(world, settings, link)),
+            };
+            if accelerated.is_ok() && !current.contains(&link.ifindex) {
+                if room == 0 {
+                    shortage.ports += 1;
+                    accelerated = Err(format!("port table full ({capacity} ports)").into());
+                }
+                room = room.saturating_sub(1);
             }
-            room = room.saturating_sub(1);
+            let member = Member {
+                ifindex: link.ifindex,
+                vlan: segment.vlan,
+            };
+            ports.insert(
+                member,
+                PortPlan {
+                    bridge,
+                    tunnel: segment.tunnel,
+                    mtu: link.mtu,
+                    accelerated,
+                },
+            );
         }
-        ports.insert(
-            link.ifindex,
-            PortPlan {
-                bridge,
-                vxlan: segment.vxlan,
-                mtu: link.mtu,
-                accelerated,
-            },
-        );
     }
     ports
+}
+
+/// The segments a port is a member of, and whether its untagged frames are theirs.
+fn memberships<'a>(
+    world: &World,
+    link: &Link,
+    bridge: IfIndex,
+    by_domain: &BTreeMap<Domain, &'a Segment>,
+) -> Vec<(&'a Segment, Result<(), Reason>)> {
+    if !world.bridge(bridge).is_some_and(|b| b.vlan_filtering) {
+        let only = by_domain.get(&Domain { bridge, vlan: 0 });
+        return only.map(|segment| (*segment, Ok(()))).into_iter().collect();
+    }
+    let ranges = world.port_vlans(link).iter();
+    ranges
+        .flat_map(|range| {
+            let domain = |vlan| Domain { bridge, vlan };
+            let segments = by_domain.range(domain(range.first)..=domain(range.last));
+            segments.map(move |(domain, segment)| (*segment, untagged(range, domain.vlan)))
+        })
+        .collect()
+}
+
+/// Whether all frames of a port without a tag, and no others, are of this VLAN.
+fn untagged(range: &VlanRange, vlan: u16) -> Result<(), Reason> {
+    match (range.pvid, range.untagged) {
+        (true, true) => vlan_forwards(range, vlan),
+        (false, false) => Err(format!("tagged in VLAN {vlan}").into()),
+        (true, false) => Err(format!("frames to it are tagged with VLAN {vlan}, its PVID").into()),
+        (false, true) => Err(format!("untagged in VLAN {vlan}, which is not its PVID").into()),
+    }
 }
 
 fn eligible(world: &World, settings: &Settings, link: &Link) -> Result<Fast, Reason> {
@@ -238,10 +292,9 @@ fn derived(world: &World, segments: &Segments) -> impl Iterator<Item = IfIndex> 
         .values()
         .filter(|segment| segment.id.is_ok())
         .flat_map(|segment| {
-            let local = std::net::IpAddr::V4(segment.policy.local);
+            let local = segment.policy.local;
             let owners = world.addresses.iter().filter(move |(_, ip)| *ip == local);
             segment
-                .policy
                 .link
                 .into_iter()
                 .chain(owners.map(|(ifindex, _)| *ifindex))

@@ -19,6 +19,8 @@ pub(super) struct Refusals {
     /// Locations that must say "kernel".
     pub places: BTreeMap<u32, Reason>,
     pub config: Option<Reason>,
+    /// No room for a peer: no segment is strict.
+    pub peers: Option<Reason>,
     /// Entries to take out of the map again, if they are in it.
     fdb: Vec<FdbKey>,
     /// Removals to repeat.
@@ -30,8 +32,11 @@ impl Refusals {
     pub fn forget(&mut self, link: &Link) {
         self.devices.remove(&link.ifindex);
         if let LinkKind::Vxlan(device) = &link.kind {
-            self.segments
-                .remove(&VniKey::v4(device.vni, device.udp_port));
+            let mine = |key: &VniKey| {
+                let vni = device.vni.get();
+                key.udp_port() == device.udp_port && (device.collect_metadata || key.vni() == vni)
+            };
+            self.segments.retain(|key, _| !mine(key));
         }
     }
 
@@ -40,6 +45,7 @@ impl Refusals {
             && self.segments.is_empty()
             && self.places.is_empty()
             && self.config.is_none()
+            && self.peers.is_none()
             && self.removals.is_empty()
     }
 }
@@ -74,14 +80,6 @@ impl Model {
                     let reason = format!("no entry in the segment table: {reason}");
                     self.refusals.segments.insert(key, reason.into());
                 }
-                // Frames of that address would be dropped: leave the segment to the kernel.
-                TableUpdate::Peer(key) => {
-                    let vxlan = self.by_id.get(&key.segment).copied();
-                    if let Some(segment) = vxlan.and_then(|vxlan| self.segments.get(&vxlan)) {
-                        let reason = format!("no entry in the table of peers: {reason}");
-                        self.refusals.segments.insert(segment.key, reason.into());
-                    }
-                }
                 TableUpdate::Fdb { key, .. } => self.refusals.fdb.push(key),
                 TableUpdate::Location { index, .. } => {
                     self.refusals.places.insert(index, reason.into());
@@ -94,6 +92,10 @@ impl Model {
                     for index in named {
                         self.refusals.places.insert(index, reason.clone().into());
                     }
+                }
+                TableUpdate::Peer(key) => {
+                    self.written.peers.remove(&key);
+                    self.refusals.peers = Some(reason.into());
                 }
                 TableUpdate::Config(_) => self.refusals.config = Some(reason.into()),
                 removal @ (TableUpdate::TargetDel(_)

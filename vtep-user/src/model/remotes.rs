@@ -4,73 +4,22 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
-use vtep_common::layout::{
-    HEADER_V4_LEN, REMOTE_NO_PORT_RANGE, REMOTE_UDP_CHECKSUM, Remote, vni_word,
-};
-use vtep_common::wire::{ETH_P_IP, Ethernet, IPPROTO_UDP, Ipv4, Wire};
-use vtep_common::{MacAddr, Vni, checksum};
+use vtep_common::layout::{Remote, vni_word};
+use vtep_common::{MacAddr, Vni};
 
 use super::Reason;
+use super::header::{self, Policy};
 use super::locations::Allocator;
 use super::ports::Uplink;
 use super::segments::Segment;
 use super::world::{Destination, World};
-use crate::kernel::{IfIndex, Route, VxlanDevice};
+use crate::kernel::{IfIndex, Route};
 
-/// Source ports where the device names no range. RFC 7348 section 5 recommends
-/// this one; the kernel would take net.ipv4.ip_local_port_range (udp_flow_src_port
-/// in include/net/udp.h), which other sockets of the host share.
-const DEFAULT_PORTS: (u16, u16) = (49152, 16384);
-
-/// Don't fragment, in the IPv4 fragment word (RFC 791).
-const DF: u16 = 0x4000;
-
-/// What a VXLAN device puts into every outer header.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Policy {
-    pub local: Ipv4Addr,
-    pub link: Option<IfIndex>,
-    pub udp_port: u16,
-    pub port_min: u16,
-    pub port_count: u16,
-    /// The device names that range.
-    pub has_port_range: bool,
-    /// 0: the route's hop limit.
-    pub ttl: u8,
-    /// DSCP bits only.
-    pub tos: u8,
-    pub df: bool,
-    pub udp_checksum: bool,
-}
-
-impl Policy {
-    pub fn of(device: &VxlanDevice, local: Ipv4Addr) -> Self {
-        // The upper bound is exclusive, and an empty range means the default
-        // (udp_flow_src_port).
-        let (min, max) = device.source_ports;
-        let has_port_range = min < max;
-        let (port_min, port_count) = if has_port_range {
-            (min, max - min)
-        } else {
-            DEFAULT_PORTS
-        };
-        Self {
-            local,
-            link: device.link,
-            udp_port: device.udp_port,
-            port_min,
-            port_count,
-            has_port_range,
-            ttl: device.ttl,
-            tos: device.tos & !3,
-            df: device.df == 1,
-            udp_checksum: device.udp_checksum,
-        }
-    }
-}
+/// IPV6_DEFAULT_HOPLIMIT and IPDEFTTL, where the device does not say.
+const DEFAULT_HOP_LIMIT: u8 = 64;
 
 /// What makes two remotes different. Segments that agree in all of it share one
 /// location: a host that moves is one store, whatever the number of VNIs.
@@ -78,7 +27,7 @@ impl Policy {
 pub(super) struct RemoteKey {
     /// With the UDP port of the entry, where it has one of its own.
     pub policy: Policy,
-    pub remote: Ipv4Addr,
+    pub remote: IpAddr,
     /// See `Remote::vni_word`; 0: the segment's VNI.
     pub vni_word: u32,
 }
@@ -92,14 +41,13 @@ impl RemoteKey {
         }
         let remote = match to.dst {
             None => return Err("has no destination of its own: the default destination takes it"),
-            Some(IpAddr::V6(_)) => return Err("IPv6 remotes are not accelerated yet"),
-            Some(IpAddr::V4(remote)) => remote,
+            Some(remote) => remote,
         };
-        if to.via.is_some() {
-            return Err("names an outgoing device (via), which is not accelerated yet");
-        }
-        if remote.is_unspecified() || remote.is_loopback() || remote.is_multicast() {
+        if !header::is_host(remote) {
             return Err("its destination is not the address of another host");
+        }
+        if remote.is_ipv4() != segment.policy.local.is_ipv4() {
+            return Err("its destination is of another IP family than the local address");
         }
         if remote == segment.policy.local {
             return Err("its destination is this host");
@@ -107,6 +55,7 @@ impl RemoteKey {
         Ok(Self {
             policy: Policy {
                 udp_port: to.udp_port.unwrap_or(segment.policy.udp_port),
+                link: to.via.or(segment.policy.link),
                 ..segment.policy
             },
             remote,
@@ -121,44 +70,21 @@ impl RemoteKey {
 
     pub fn query(&self) -> RouteQuery {
         RouteQuery {
-            remote: IpAddr::V4(self.remote),
+            remote: self.remote,
             link: self.policy.link,
-            source: Some(IpAddr::V4(self.policy.local)),
+            source: Some(self.policy.local),
         }
     }
 
     /// The outer header, with `hop_limit` where the device leaves the TTL open.
     pub fn template(&self, uplink: &Uplink, next_hop: MacAddr, hop_limit: u8) -> Remote {
-        let policy = &self.policy;
-        let mut header = [0; 112];
-        let (eth, rest) = header.split_at_mut(Ethernet::LEN);
-        eth[..6].copy_from_slice(&next_hop.0);
-        eth[6..12].copy_from_slice(&uplink.mac.0);
-        eth[12..].copy_from_slice(&ETH_P_IP.to_be_bytes());
-        let (ip, rest) = rest.split_at_mut(Ipv4::LEN);
-        ip[0] = 0x45;
-        ip[1] = policy.tos;
-        ip[6..8].copy_from_slice(&if policy.df { DF } else { 0 }.to_be_bytes());
-        ip[8] = if policy.ttl == 0 {
-            hop_limit
-        } else {
-            policy.ttl
-        };
-        ip[9] = IPPROTO_UDP;
-        ip[12..16].copy_from_slice(&policy.local.octets());
-        ip[16..20].copy_from_slice(&self.remote.octets());
-        let ip_sum = checksum::bytes(ip);
-        rest[2..4].copy_from_slice(&policy.udp_port.to_be_bytes());
-        let flag = |on: bool, flag: u16| if on { flag } else { 0 };
+        let mut value = self.policy.header(self.remote, hop_limit);
+        value.header[..6].copy_from_slice(&next_hop.0);
+        value.header[6..12].copy_from_slice(&uplink.mac.0);
         Remote {
             ifindex: uplink.ifindex,
-            flags: flag(policy.udp_checksum, REMOTE_UDP_CHECKSUM)
-                | flag(!policy.has_port_range, REMOTE_NO_PORT_RANGE),
-            ip_sum,
             vni_word: self.vni_word,
-            port_min: policy.port_min,
-            port_count: policy.port_count,
-            header,
+            ..value
         }
     }
 
@@ -172,19 +98,18 @@ impl RemoteKey {
             is_target: true,
             accelerated: Ok(()),
         };
-        let mut mine = self.template(&uplink, MacAddr::ZERO, value.header[Ethernet::LEN + 8]);
+        let hop_limit = value.header[header::hop_limit_at(self.remote)];
+        let mut mine = self.template(&uplink, MacAddr::ZERO, hop_limit);
         mine.header[..12].copy_from_slice(&value.header[..12]);
         mine == *value
     }
 }
 
-const _: () = assert!(HEADER_V4_LEN == Ethernet::LEN + Ipv4::LEN + 8);
-
 /// A question to the kernel's routing: how would it reach `remote`?
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RouteQuery {
     pub remote: IpAddr,
-    /// Underlay device the VXLAN device is bound to.
+    /// Device it has to lead through.
     pub link: Option<IfIndex>,
     /// Address the VXLAN device sends from.
     pub source: Option<IpAddr>,
@@ -306,7 +231,7 @@ impl Slots {
 #[derive(Debug, Clone)]
 pub(super) struct Way {
     pub ifindex: Option<IfIndex>,
-    pub next_hop: Option<Ipv4Addr>,
+    pub next_hop: Option<IpAddr>,
     pub mac: Option<MacAddr>,
     /// The header, or why there is none.
     pub header: Result<Box<Remote>, Reason>,
@@ -356,14 +281,8 @@ pub(super) fn way(
         way.header = Err("it is an address of this host".into());
         return way;
     }
-    let next_hop = match route.gateway {
-        None => key.remote,
-        Some(IpAddr::V4(gateway)) => gateway,
-        Some(IpAddr::V6(_)) => {
-            way.header = Err("its next hop has an IPv6 address".into());
-            return way;
-        }
-    };
+    // Of either family: an IPv4 route may lead through an IPv6 neighbour.
+    let next_hop = route.gateway.unwrap_or(key.remote);
     way.next_hop = Some(next_hop);
     way.mac = world.neighbours.get(&(route.ifindex, next_hop)).copied();
     let name = world.name(route.ifindex);
@@ -382,10 +301,11 @@ pub(super) fn way(
             Err(format!("next hop {next_hop} on {name} is not resolved").into())
         }
         (Some(uplink), Some(mac)) => {
-            let hop_limit = route
-                .hop_limit
-                .filter(|limit| *limit != 0)
-                .unwrap_or(default_ttl);
+            let default = match key.remote {
+                IpAddr::V4(_) => Some(default_ttl),
+                IpAddr::V6(_) => link.and_then(|link| link.hop_limit_v6),
+            };
+            let hop_limit = route.hop_limit.or(default).unwrap_or(DEFAULT_HOP_LIMIT);
             Ok(Box::new(key.template(uplink, mac, hop_limit)))
         }
     };

@@ -2,15 +2,17 @@
 //! something is left to the kernel. The API gives these structs their JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use vtep_common::layout::{FdbKey, Location, Place, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use super::fdb::{Decision, decide};
 use super::locations::Owner;
+use super::ports::{Member, PortPlan};
 use super::remotes::RemoteKey;
-use super::segments::Segment;
+use super::segments::{Segment, is_link_local};
+use super::world::Tunnel;
 use super::{Model, Reason};
 use crate::kernel::{IfIndex, Link, bits};
 use crate::tables::Hook;
@@ -33,6 +35,9 @@ pub struct SegmentRow {
     pub segment: Option<SegmentId>,
     pub vxlan: IfIndex,
     pub vxlan_name: String,
+    /// The VNI again where the device is a single VXLAN device, whose entries name
+    /// it.
+    pub source_vni: Option<Vni>,
     pub bridge: Option<IfIndex>,
     pub bridge_name: Option<String>,
     /// Of a VLAN-aware bridge.
@@ -40,15 +45,19 @@ pub struct SegmentRow {
     pub local: Option<IpAddr>,
     pub udp_port: u16,
     pub learning: bool,
+    /// Frames from strangers are dropped.
+    pub strict: bool,
     pub reason: Option<String>,
 }
 
-/// A bridge port of a segment.
+/// A bridge port as member of a segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRow {
     pub ifindex: IfIndex,
     pub name: String,
     pub vni: Vni,
+    /// Of a VLAN-aware bridge.
+    pub vlan: Option<u16>,
     /// Set where it is accelerated.
     pub hook: Option<Hook>,
     /// How frames from the wire reach it, where it is accelerated.
@@ -78,6 +87,8 @@ pub enum RowOwner {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FdbRow {
     pub vni: Vni,
+    /// Of a VLAN-aware bridge.
+    pub vlan: Option<u16>,
     pub mac: MacAddr,
     pub place: RowPlace,
     pub owner: RowOwner,
@@ -152,31 +163,36 @@ impl Model {
             .values()
             .map(|segment| self.segment_row(segment))
             .collect();
-        views.sort_by_key(|view| (view.vni, view.vxlan));
+        views.sort_by_key(|view| (view.vni, view.vxlan, view.vlan));
         views
     }
 
     fn segment_row(&self, segment: &Segment) -> SegmentRow {
-        let device = self.world.vxlan(segment.vxlan).map(|(_, device)| device);
-        let derived = Some(segment.policy.local).filter(|ip| *ip != Ipv4Addr::UNSPECIFIED);
+        let device = self
+            .world
+            .vxlan(segment.tunnel.vxlan)
+            .map(|(_, device)| device);
+        let derived = Some(segment.policy.local).filter(|ip| !ip.is_unspecified());
         SegmentRow {
             vni: segment.vni,
             segment: segment.id.as_ref().ok().copied(),
-            vxlan: segment.vxlan,
-            vxlan_name: self.name(segment.vxlan),
+            vxlan: segment.tunnel.vxlan,
+            vxlan_name: self.name(segment.tunnel.vxlan),
+            source_vni: segment.tunnel.source_vni,
             bridge: segment.bridge,
             bridge_name: segment.bridge.map(|bridge| self.name(bridge)),
             vlan: (segment.vlan != 0).then_some(segment.vlan),
-            local: derived.map(IpAddr::V4).or_else(|| device?.local),
+            local: derived.or_else(|| device?.local),
             udp_port: segment.policy.udp_port,
             learning: segment.learning,
+            strict: self.is_strict(segment) == Ok(true),
             reason: text(&segment.id),
         }
     }
 
     fn segment_of_vni(&self, vni: Vni) -> Option<&Segment> {
         let segments = self.segments.values().filter(|segment| segment.vni == vni);
-        segments.min_by_key(|segment| (segment.id.is_err(), segment.vxlan))
+        segments.min_by_key(|segment| (segment.id.is_err(), segment.tunnel))
     }
 
     /// The segment of a VNI; the accelerated one where several share it.
@@ -188,29 +204,30 @@ impl Model {
     pub fn ports(&self) -> Vec<PortRow> {
         let ports = self.ports.iter();
         ports
-            .filter_map(|(ifindex, _)| self.port_row(*ifindex))
+            .filter_map(|(member, port)| self.port_row(*member, port))
             .collect()
     }
 
-    fn port_row(&self, ifindex: IfIndex) -> Option<PortRow> {
-        let port = self.ports.get(&ifindex)?;
+    fn port_row(&self, member: Member, port: &PortPlan) -> Option<PortRow> {
+        let ifindex = member.ifindex;
         Some(PortRow {
             ifindex,
             name: self.name(ifindex),
-            vni: self.segments.get(&port.vxlan)?.vni,
+            vni: self.segments.get(&port.tunnel)?.vni,
+            vlan: (member.vlan != 0).then_some(member.vlan),
             hook: port.accelerated.as_ref().ok().map(|fast| fast.hook),
             via: self.via(port),
             reason: text(&port.accelerated),
         })
     }
 
-    /// A port of a segment, by name.
-    pub fn port(&self, name: &str) -> Option<PortRow> {
-        let ifindex = self
-            .ports
-            .keys()
-            .find(|ifindex| self.world.name(**ifindex) == name)?;
-        self.port_row(*ifindex)
+    /// The segments that a port is a member of.
+    pub fn port(&self, name: &str) -> Vec<PortRow> {
+        let members = self.ports.iter();
+        members
+            .filter(|(member, _)| self.world.name(member.ifindex) == name)
+            .filter_map(|(member, port)| self.port_row(*member, port))
+            .collect()
     }
 
     /// Forwarding entries of all segments, or of one; of all MACs, or of one.
@@ -231,7 +248,7 @@ impl Model {
             let bridge = segment
                 .domain()
                 .and_then(|domain| self.world.bridges.get(&domain));
-            let vxlan = self.world.vxlans.get(&segment.vxlan);
+            let vxlan = self.world.vxlans.get(&segment.tunnel);
             let known = bridge.into_iter().flat_map(|table| table.keys());
             let macs: BTreeSet<MacAddr> = known
                 .chain(vxlan.into_iter().flat_map(|table| table.keys()))
@@ -270,14 +287,14 @@ impl Model {
         let bridge = segment
             .domain()
             .and_then(|d| self.world.bridge_entry(d, mac));
-        let vxlan = self.world.vxlan_entry(segment.vxlan, mac);
+        let vxlan = self.world.vxlan_entry(segment.tunnel, mac);
         bridge.is_none_or(|entry| entry.ages()) && vxlan.is_none_or(|entry| entry.ages())
     }
 
     /// Whether the VXLAN device finds a MAC by a nexthop object.
     pub fn has_nexthop(&self, vni: Vni, mac: MacAddr) -> bool {
         let segment = self.segment_of_vni(vni);
-        let entry = segment.and_then(|s| self.world.vxlan_entry(s.vxlan, mac));
+        let entry = segment.and_then(|s| self.world.vxlan_entry(s.tunnel, mac));
         entry.is_some_and(|entry| entry.to.nexthop_id.is_some())
     }
 
@@ -297,15 +314,15 @@ impl Model {
         if self.uplinks.contains_key(&ifindex) {
             return Some("is an uplink".to_owned());
         }
-        let mut addresses = self.world.addresses.iter();
-        let own = addresses.find(|(device, ip)| *device == ifindex && ip.is_ipv4());
-        own.map(|(_, ip)| format!("has the address {ip}"))
+        let mut addresses = self.world.addresses_of(ifindex);
+        let own = addresses.find(|ip| !is_link_local(*ip));
+        own.map(|ip| format!("has the address {ip}"))
     }
 
     /// Default destinations of a VNI: who gets broadcast and unknown unicast.
     pub fn flood_list(&self, vni: Vni) -> Vec<IpAddr> {
         let segment = self.segment_of_vni(vni);
-        let flood = segment.and_then(|segment| self.world.floods.get(&segment.vxlan));
+        let flood = segment.and_then(|segment| self.world.floods.get(&segment.tunnel));
         flood
             .into_iter()
             .flatten()
@@ -328,16 +345,16 @@ impl Model {
         {
             return None;
         }
-        let vxlan = self.world.vxlan_entry(segment.vxlan, mac);
+        let vxlan = self.world.vxlan_entry(segment.tunnel, mac);
         let place = match (entry, vxlan) {
-            (Some(entry), _) if entry.port != segment.vxlan => {
+            (Some(entry), _) if entry.port != segment.tunnel.vxlan => {
                 RowPlace::Port(self.name(entry.port))
             }
             (_, Some(vxlan)) => match vxlan.to.dst {
                 Some(dst) => RowPlace::Remote(dst),
-                None => RowPlace::Port(self.name(segment.vxlan)),
+                None => RowPlace::Port(self.name(segment.tunnel.vxlan)),
             },
-            (Some(_), None) => RowPlace::Port(self.name(segment.vxlan)),
+            (Some(_), None) => RowPlace::Port(self.name(segment.tunnel.vxlan)),
             (None, None) => return None,
         };
         let state = entry
@@ -359,6 +376,7 @@ impl Model {
         let accelerated = self.locations.value(location).place() != Place::Kernel;
         Some(FdbRow {
             vni: segment.vni,
+            vlan: (segment.vlan != 0).then_some(segment.vlan),
             mac,
             place,
             owner,
@@ -383,11 +401,16 @@ impl Model {
         }
         match decide(&self.world, segment, mac) {
             Decision::Absent(reason) | Decision::Kernel(reason) => reason.into(),
-            Decision::At(Owner::Port { ifindex, .. }) => {
-                match self.ports.get(&ifindex).map(|port| &port.accelerated) {
+            Decision::At(Owner::Port { domain, ifindex }) => {
+                let member = Member {
+                    ifindex,
+                    vlan: domain.vlan,
+                };
+                match self.ports.get(&member).map(|port| &port.accelerated) {
                     Some(Err(reason)) => format!("port: {reason}").into(),
                     Some(Ok(_)) => "not written yet".into(),
-                    None => "its port is not a member of the bridge".into(),
+                    None if domain.vlan == 0 => "its port is not a member of the bridge".into(),
+                    None => "its port is not a member of the VLAN".into(),
                 }
             }
             Decision::At(Owner::Remote(key)) => self.remote_reason(&key),
@@ -403,7 +426,7 @@ impl Model {
 
     /// The remotes that entries point to, by VXLAN device.
     pub fn remotes(&self) -> Vec<RemoteRow> {
-        let mut counts: BTreeMap<(IfIndex, u32), u64> = BTreeMap::new();
+        let mut counts: BTreeMap<(Tunnel, u32), u64> = BTreeMap::new();
         for (id, table) in &self.written.fdb {
             let Some(segment) = self.segment_by_id(*id) else {
                 continue;
@@ -412,32 +435,34 @@ impl Model {
                 .values()
                 .filter(|entry| entry.location != Location::NONE)
             {
-                *counts.entry((segment.vxlan, entry.location)).or_default() += 1;
+                *counts.entry((segment.tunnel, entry.location)).or_default() += 1;
             }
         }
         let mut rows: Vec<RemoteRow> = counts
             .into_iter()
-            .filter_map(|((vxlan, index), entries)| self.remote_row(vxlan, index, entries))
+            .filter_map(|((tunnel, index), entries)| self.remote_row(tunnel, index, entries))
             .collect();
         rows.sort_by_key(|row| (row.vni, row.remote));
         rows
     }
 
-    fn remote_row(&self, vxlan: IfIndex, index: u32, fdb_entries: u64) -> Option<RemoteRow> {
+    fn remote_row(&self, tunnel: Tunnel, index: u32, fdb_entries: u64) -> Option<RemoteRow> {
         let Owner::Remote(key) = self.locations.owner(index)? else {
             return None;
         };
         let way = self.ways.get(&key);
         let accelerated = self.locations.value(index).place() != Place::Kernel;
         Some(RemoteRow {
-            remote: IpAddr::V4(key.remote),
-            vni: key.vni().or_else(|| Some(self.segments.get(&vxlan)?.vni))?,
+            remote: key.remote,
+            vni: key
+                .vni()
+                .or_else(|| Some(self.segments.get(&tunnel)?.vni))?,
             udp_port: key.policy.udp_port,
-            local: Some(IpAddr::V4(key.policy.local)),
+            local: Some(key.policy.local),
             dev: way
                 .and_then(|way| way.ifindex)
                 .map(|ifindex| self.name(ifindex)),
-            next_hop: way.and_then(|way| way.next_hop).map(IpAddr::V4),
+            next_hop: way.and_then(|way| way.next_hop),
             mac: way.and_then(|way| way.mac),
             fdb_entries,
             accelerated,
@@ -464,6 +489,11 @@ impl Model {
         }
         for (update, reason) in &self.refusals.removals {
             warnings.push(format!("{update:?} failed: {reason}"));
+        }
+        for segment in self.segments.values().filter(|s| s.id.is_ok()) {
+            if let Err(reason) = self.is_strict(segment) {
+                warnings.push(format!("VNI {} is not strict: {reason}", segment.vni));
+            }
         }
         if self.waiting.refused {
             warnings.push("the kernel takes no more FDB entries".to_owned());

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use vtep_common::{MacAddr, Vni};
 
+use super::peers::Peers;
 use crate::kernel::{
-    Address, FdbEntry, FdbTable, Filters, IfIndex, Link, LinkKind, Neighbour, Snapshot,
-    VxlanDevice, bits,
+    Address, Bridge, FdbEntry, FdbTable, Filters, IfIndex, Link, LinkKind, Neighbour, Snapshot,
+    VlanRange, VniRange, VxlanDevice, bits,
 };
 
 /// What a forwarding table of a bridge is about: the bridge and the VLAN the
@@ -20,6 +21,14 @@ use crate::kernel::{
 pub(super) struct Domain {
     pub bridge: IfIndex,
     pub vlan: u16,
+}
+
+/// What a forwarding table of a VXLAN device is about: the device, and the VNI on
+/// a single VXLAN device (`external`), whose table has an extra key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Tunnel {
+    pub vxlan: IfIndex,
+    pub source_vni: Option<Vni>,
 }
 
 /// Entry of a bridge's table.
@@ -69,6 +78,15 @@ fn ages(state: u16, flags: u8) -> bool {
     state & (bits::NUD_PERMANENT | bits::NUD_NOARP) == 0 && flags & bits::NTF_EXT_LEARNED == 0
 }
 
+impl Tunnel {
+    fn of(entry: &FdbEntry) -> Self {
+        Self {
+            vxlan: entry.ifindex,
+            source_vni: entry.source_vni,
+        }
+    }
+}
+
 /// Where a VXLAN device sends frames for an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Destination {
@@ -91,30 +109,46 @@ impl Destination {
     }
 }
 
-/// A forwarding decision that has to be made again.
-pub(super) type Touched = (Domain, MacAddr);
+/// The entry after which a forwarding decision has to be made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Touched {
+    Bridge(Domain, MacAddr),
+    Vxlan(Tunnel, MacAddr),
+}
 
 #[derive(Debug, Default)]
 pub(super) struct World {
     pub links: BTreeMap<IfIndex, Link>,
+    /// VLANs of bridge ports.
+    pub vlans: BTreeMap<IfIndex, Vec<VlanRange>>,
+    /// VNIs of VXLAN devices with `vnifilter`.
+    pub vnis: BTreeMap<IfIndex, Vec<VniRange>>,
     pub addresses: BTreeSet<(IfIndex, IpAddr)>,
-    /// IPv4 neighbours with a usable address.
-    pub neighbours: HashMap<(IfIndex, Ipv4Addr), MacAddr>,
+    /// Neighbours with a usable address.
+    pub neighbours: HashMap<(IfIndex, IpAddr), MacAddr>,
     pub filters: Filters,
     /// Devices that take redirected frames, where the kernel tells.
     pub redirect_targets: Option<BTreeSet<IfIndex>>,
     /// tc programs and filters of somebody else, in words, by device.
     pub tc: BTreeMap<IfIndex, String>,
     pub bridges: HashMap<Domain, HashMap<MacAddr, BridgeEntry>>,
-    pub vxlans: HashMap<IfIndex, HashMap<MacAddr, VxlanEntry>>,
+    pub vxlans: HashMap<Tunnel, HashMap<MacAddr, VxlanEntry>>,
+    /// VXLAN devices that have, or had, remotes with IPv6 addresses.
+    v6_devices: BTreeSet<IfIndex>,
     /// Default destinations of VXLAN devices (the all-zero entries).
-    pub floods: HashMap<IfIndex, Vec<Destination>>,
+    pub floods: HashMap<Tunnel, Vec<Destination>>,
+    /// Entries of VXLAN devices for multicast addresses.
+    groups: HashMap<Tunnel, Vec<(MacAddr, Destination)>>,
+    /// Addresses of all entries of VXLAN devices.
+    pub peers: Peers,
 }
 
 impl World {
     pub fn from_snapshot(snapshot: Snapshot) -> Self {
         let mut world = Self {
             links: snapshot.links.into_iter().map(|l| (l.ifindex, l)).collect(),
+            vlans: snapshot.vlans,
+            vnis: snapshot.vnis,
             filters: snapshot.filters,
             redirect_targets: snapshot.redirect_targets,
             ..Self::default()
@@ -126,11 +160,13 @@ impl World {
             world.set_neighbour(neighbour);
         }
         for entry in &snapshot.fdb {
-            let seen = world.vxlan_entry(entry.ifindex, entry.mac).copied();
+            world.note_family(entry);
+            let tunnel = Tunnel::of(entry);
+            let seen = world.vxlan_entry(tunnel, entry.mac).copied();
             world.set_fdb(entry);
             if entry.table == FdbTable::Vxlan
                 && seen.is_some_and(|old| old.to != Destination::of(entry))
-                && let Some(now) = world.vxlans.get_mut(&entry.ifindex)
+                && let Some(now) = world.vxlans.get_mut(&tunnel)
                 && let Some(now) = now.get_mut(&entry.mac)
             {
                 now.several = true;
@@ -163,27 +199,65 @@ impl World {
         }
     }
 
-    /// Lifetime of idle dynamic entries of a bridge.
-    pub fn bridge_ageing(&self, ifindex: IfIndex) -> Option<Duration> {
-        match self.links.get(&ifindex)?.kind {
-            LinkKind::Bridge(bridge) => Some(Duration::from_millis(bridge.ageing_ms)),
+    pub fn bridge(&self, ifindex: IfIndex) -> Option<&Bridge> {
+        match &self.links.get(&ifindex)?.kind {
+            LinkKind::Bridge(bridge) => Some(bridge),
             _ => None,
         }
     }
 
+    /// The VLANs of a bridge port; none on a bridge that is not VLAN-aware, where
+    /// they mean nothing.
+    pub fn port_vlans(&self, port: &Link) -> &[VlanRange] {
+        let bridge = port.master.and_then(|bridge| self.bridge(bridge));
+        match self.vlans.get(&port.ifindex) {
+            Some(vlans) if bridge.is_some_and(|bridge| bridge.vlan_filtering) => vlans,
+            _ => &[],
+        }
+    }
+
+    /// Lifetime of idle dynamic entries of a bridge.
+    pub fn bridge_ageing(&self, ifindex: IfIndex) -> Option<Duration> {
+        let bridge = self.bridge(ifindex)?;
+        Some(Duration::from_millis(bridge.ageing_ms))
+    }
+
     pub fn is_bridge(&self, ifindex: IfIndex) -> bool {
-        matches!(
-            self.links.get(&ifindex).map(|l| &l.kind),
-            Some(LinkKind::Bridge(_))
-        )
+        self.bridge(ifindex).is_some()
+    }
+
+    /// The VRF a device is in.
+    pub fn vrf_of(&self, ifindex: IfIndex) -> Option<IfIndex> {
+        let master = self.links.get(&ifindex)?.master?;
+        let kind = &self.links.get(&master)?.kind;
+        matches!(kind, LinkKind::Other(kind) if kind == "vrf").then_some(master)
+    }
+
+    pub fn addresses_of(&self, ifindex: IfIndex) -> impl Iterator<Item = IpAddr> + '_ {
+        let first = (ifindex, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let from = self.addresses.range(first..);
+        from.take_while(move |(device, _)| *device == ifindex)
+            .map(|(_, ip)| *ip)
+    }
+
+    /// Whether the table of a VXLAN device has remotes with IPv6 addresses.
+    pub fn has_v6_entries(&self, vxlan: IfIndex) -> bool {
+        self.v6_devices.contains(&vxlan)
+    }
+
+    /// Note the family of a VXLAN device's remotes; whether it is news.
+    pub fn note_family(&mut self, entry: &FdbEntry) -> bool {
+        entry.table == FdbTable::Vxlan
+            && matches!(entry.dst, Some(IpAddr::V6(_)))
+            && self.v6_devices.insert(entry.ifindex)
     }
 
     pub fn bridge_entry(&self, domain: Domain, mac: MacAddr) -> Option<&BridgeEntry> {
         self.bridges.get(&domain)?.get(&mac)
     }
 
-    pub fn vxlan_entry(&self, ifindex: IfIndex, mac: MacAddr) -> Option<&VxlanEntry> {
-        self.vxlans.get(&ifindex)?.get(&mac)
+    pub fn vxlan_entry(&self, tunnel: Tunnel, mac: MacAddr) -> Option<&VxlanEntry> {
+        self.vxlans.get(&tunnel)?.get(&mac)
     }
 
     pub fn add_address(&mut self, address: &Address) -> bool {
@@ -195,14 +269,14 @@ impl World {
     }
 
     /// The key of the neighbour if its usable address changed.
-    pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, Ipv4Addr)> {
+    pub fn set_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, IpAddr)> {
         let usable = neighbour
             .mac
             .filter(|mac| neighbour.state & bits::NUD_VALID != 0 && mac.is_station());
         self.change_neighbour(neighbour, usable)
     }
 
-    pub fn remove_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, Ipv4Addr)> {
+    pub fn remove_neighbour(&mut self, neighbour: &Neighbour) -> Option<(IfIndex, IpAddr)> {
         self.change_neighbour(neighbour, None)
     }
 
@@ -210,11 +284,8 @@ impl World {
         &mut self,
         neighbour: &Neighbour,
         usable: Option<MacAddr>,
-    ) -> Option<(IfIndex, Ipv4Addr)> {
-        let IpAddr::V4(address) = neighbour.address else {
-            return None;
-        };
-        let key = (neighbour.ifindex, address);
+    ) -> Option<(IfIndex, IpAddr)> {
+        let key = (neighbour.ifindex, neighbour.address);
         let before = match usable {
             Some(mac) => self.neighbours.insert(key, mac),
             None => self.neighbours.remove(&key),
@@ -243,22 +314,25 @@ impl World {
                 let same = old.is_some_and(|old| {
                     old.port == new.port && old.is_local(domain) == new.is_local(domain)
                 });
-                (!same).then_some((domain, entry.mac))
+                (!same).then_some(Touched::Bridge(domain, entry.mac))
             }
             FdbTable::Vxlan => {
                 let to = Destination::of(entry);
-                // Entries of a single VXLAN device: not mirrored, see `segments`.
-                if entry.source_vni.is_some() {
-                    return None;
-                }
+                let tunnel = Tunnel::of(entry);
                 if entry.mac == MacAddr::ZERO {
-                    let flood = self.floods.entry(entry.ifindex).or_default();
+                    let flood = self.floods.entry(tunnel).or_default();
                     if !flood.contains(&to) {
                         flood.push(to);
+                        self.peers.add(tunnel, &to);
                     }
                     return None;
                 }
                 if !entry.mac.is_station() {
+                    let group = self.groups.entry(tunnel).or_default();
+                    if !group.contains(&(entry.mac, to)) {
+                        group.push((entry.mac, to));
+                        self.peers.add(tunnel, &to);
+                    }
                     return None;
                 }
                 let new = VxlanEntry {
@@ -267,10 +341,15 @@ impl World {
                     flags: entry.flags,
                     several: false,
                 };
-                let table = self.vxlans.entry(entry.ifindex).or_default();
-                match table.insert(entry.mac, new) {
+                let table = self.vxlans.entry(tunnel).or_default();
+                let old = table.insert(entry.mac, new);
+                if let Some(old) = &old {
+                    self.peers.remove(tunnel, &old.to);
+                }
+                self.peers.add(tunnel, &to);
+                match old {
                     Some(old) if old.to == to && !old.several => None,
-                    _ => self.touched_behind(entry),
+                    _ => Some(Touched::Vxlan(tunnel, entry.mac)),
                 }
             }
         }
@@ -294,25 +373,35 @@ impl World {
                 if table.is_empty() {
                     self.bridges.remove(&domain);
                 }
-                Some((domain, entry.mac))
+                Some(Touched::Bridge(domain, entry.mac))
             }
             FdbTable::Vxlan => {
-                let to = Destination::of(entry);
+                let (tunnel, to) = (Tunnel::of(entry), Destination::of(entry));
                 if entry.mac == MacAddr::ZERO {
-                    if let Some(flood) = self.floods.get_mut(&entry.ifindex) {
-                        flood.retain(|known| *known != to);
-                    }
+                    let flood = self.floods.get_mut(&tunnel)?;
+                    let at = flood.iter().position(|known| *known == to)?;
+                    flood.remove(at);
+                    self.peers.remove(tunnel, &to);
                     return None;
                 }
-                let table = self.vxlans.get_mut(&entry.ifindex)?;
+                if !entry.mac.is_station() {
+                    let group = self.groups.get_mut(&tunnel)?;
+                    let known = (entry.mac, to);
+                    let at = group.iter().position(|entry| *entry == known)?;
+                    group.swap_remove(at);
+                    self.peers.remove(tunnel, &to);
+                    return None;
+                }
+                let table = self.vxlans.get_mut(&tunnel)?;
                 match table.entry(entry.mac) {
                     Slot::Occupied(old) if old.get().to == to => old.remove(),
                     _ => return None,
                 };
+                self.peers.remove(tunnel, &to);
                 if table.is_empty() {
-                    self.vxlans.remove(&entry.ifindex);
+                    self.vxlans.remove(&tunnel);
                 }
-                self.touched_behind(entry)
+                Some(Touched::Vxlan(tunnel, entry.mac))
             }
         }
     }
@@ -329,9 +418,14 @@ impl World {
     /// as their port are told apart by the caller's next look at its segment.
     pub fn remove_link(&mut self, ifindex: IfIndex) -> Option<Link> {
         self.bridges.retain(|domain, _| domain.bridge != ifindex);
-        self.vxlans.remove(&ifindex);
-        self.floods.remove(&ifindex);
+        self.vxlans.retain(|tunnel, _| tunnel.vxlan != ifindex);
+        self.floods.retain(|tunnel, _| tunnel.vxlan != ifindex);
+        self.v6_devices.remove(&ifindex);
+        self.groups.retain(|tunnel, _| tunnel.vxlan != ifindex);
+        self.peers.remove_device(ifindex);
         self.tc.remove(&ifindex);
+        self.vlans.remove(&ifindex);
+        self.vnis.remove(&ifindex);
         let link = self.links.remove(&ifindex)?;
         if let Some(bridge) = link.master {
             for (domain, table) in &mut self.bridges {
@@ -349,10 +443,5 @@ impl World {
             bridge: entry.bridge.or_else(master)?,
             vlan: entry.vlan.unwrap_or(0),
         })
-    }
-
-    fn touched_behind(&self, entry: &FdbEntry) -> Option<Touched> {
-        let bridge = self.links.get(&entry.ifindex)?.master?;
-        Some((Domain { bridge, vlan: 0 }, entry.mac))
     }
 }

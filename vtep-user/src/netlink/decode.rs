@@ -8,9 +8,11 @@ use super::codec::{
     NDA_NH_ID, array, attributes, index_of, ip_of, mac_of, u8_of, u16_be_of, u16_of, u32_of, vni_of,
 };
 use super::link::{IFINFO_BYTES, link};
+use super::vlan::{self, RTM_DELTUNNEL, RTM_DELVLAN, RTM_NEWTUNNEL, RTM_NEWVLAN};
 use crate::kernel::{Address, Event, FdbEntry, FdbTable, IfIndex, Neighbour, Route, bits};
 
 const AF_BRIDGE: u8 = libc::AF_BRIDGE as u8;
+const AF_INET6: u8 = libc::AF_INET6 as u8;
 const NDMSG_BYTES: usize = 12;
 const IFADDRMSG_BYTES: usize = 8;
 const RTMSG_BYTES: usize = 12;
@@ -25,9 +27,19 @@ const RTM_DELNEXTHOP: u16 = 105;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Notice {
     Fact(Event),
-    /// Something about this link changed, but the message has only part of the
-    /// link: it has to be asked for.
-    PartialLink(IfIndex),
+    /// Something changed, but the message has only part of it: it has to be asked for.
+    Partial(Part),
+}
+
+/// What a notification may tell only in part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The link, and the VLANs of a bridge port.
+    Link(IfIndex),
+    /// The VLANs of a bridge port.
+    Vlans(IfIndex),
+    /// The VNIs of a VXLAN device with `vnifilter`.
+    Vnis(IfIndex),
 }
 
 /// Translates one message of the NETLINK_ROUTE groups; `None` if it is of no
@@ -35,7 +47,8 @@ pub(super) enum Notice {
 ///
 /// What Linux 6.18 sends for a bridge port: port flags and STP states come as
 /// AF_BRIDGE RTM_NEWLINK without IFLA_LINKINFO and, with `bridge link set`, as
-/// nothing else. AF_BRIDGE RTM_DELLINK means "left the bridge".
+/// nothing else. AF_BRIDGE RTM_DELLINK means "left the bridge". AF_INET6 messages
+/// announce what a router advertisement changed, the hop limit among it.
 pub(super) fn notice(kind: u16, body: &[u8]) -> Option<Notice> {
     let family = u8_of(body)?;
     let event = match kind {
@@ -57,6 +70,12 @@ pub(super) fn notice(kind: u16, body: &[u8]) -> Option<Notice> {
         | libc::RTM_DELRULE
         | RTM_NEWNEXTHOP
         | RTM_DELNEXTHOP => Event::RoutesChanged,
+        RTM_NEWVLAN | RTM_DELVLAN => {
+            return Some(Notice::Partial(Part::Vlans(vlan::device(body)?)));
+        }
+        RTM_NEWTUNNEL | RTM_DELTUNNEL => {
+            return Some(Notice::Partial(Part::Vnis(vlan::device(body)?)));
+        }
         libc::RTM_NEWQDISC | libc::RTM_DELQDISC | libc::RTM_NEWTFILTER | libc::RTM_DELTFILTER => {
             // `struct tcmsg`: the device stands where ndmsg has it. A block that
             // several devices share has a number of its own.
@@ -70,8 +89,8 @@ pub(super) fn notice(kind: u16, body: &[u8]) -> Option<Notice> {
 fn link_notice(kind: u16, family: u8, body: &[u8]) -> Option<Notice> {
     let header: [u8; IFINFO_BYTES] = array(body)?;
     let ifindex = index_of(&header[4..])?;
-    if family == AF_BRIDGE {
-        return Some(Notice::PartialLink(ifindex));
+    if [AF_BRIDGE, AF_INET6].contains(&family) {
+        return Some(Notice::Partial(Part::Link(ifindex)));
     }
     if family != libc::AF_UNSPEC as u8 {
         return None;
@@ -81,7 +100,7 @@ fn link_notice(kind: u16, family: u8, body: &[u8]) -> Option<Notice> {
     }
     Some(match link(body) {
         Some(link) => Notice::Fact(Event::Link(link)),
-        None => Notice::PartialLink(ifindex),
+        None => Notice::Partial(Part::Link(ifindex)),
     })
 }
 

@@ -7,12 +7,13 @@ use std::io;
 use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 
 use super::codec::{Message, messages};
-use super::decode::{Notice, notice};
+use super::decode::{Notice, Part, notice};
 use super::error::{Failure, NetlinkError, device};
 use super::link::link;
 use super::netdev;
 use super::request::link_by_index;
 use super::socket::{Channel, KernelSocket};
+use super::vlan;
 use crate::kernel::{Event, IfIndex};
 
 /// Enough for some 40,000 forwarding entries while the daemon is busy.
@@ -22,7 +23,7 @@ const BATCH_EVENTS: usize = 4096;
 /// Datagrams thrown away after a loss before other tasks get their turn.
 const DISCARD_DATAGRAMS: usize = 1024;
 
-const ROUTE_GROUPS: [u32; 10] = [
+const ROUTE_GROUPS: [u32; 13] = [
     libc::RTNLGRP_LINK,
     libc::RTNLGRP_TC,
     libc::RTNLGRP_NEIGH,
@@ -30,9 +31,12 @@ const ROUTE_GROUPS: [u32; 10] = [
     libc::RTNLGRP_IPV6_IFADDR,
     libc::RTNLGRP_IPV4_ROUTE,
     libc::RTNLGRP_IPV6_ROUTE,
+    libc::RTNLGRP_IPV6_IFINFO,
     libc::RTNLGRP_IPV4_RULE,
     libc::RTNLGRP_IPV6_RULE,
     libc::RTNLGRP_NEXTHOP,
+    vlan::RTNLGRP_BRVLAN,
+    vlan::RTNLGRP_TUNNEL,
 ];
 /// NFNLGRP_NFTABLES (nfnetlink.h).
 const NFTABLES_GROUPS: [u32; 1] = [7];
@@ -45,10 +49,10 @@ pub struct Events {
     netfilter: Option<KernelSocket>,
     /// `None` where the kernel has no netdev family.
     netdev: Option<KernelSocket>,
-    /// For links that a notification tells only in part.
+    /// For what a notification tells only in part.
     requests: Channel,
     ready: Vec<Event>,
-    partial: Vec<IfIndex>,
+    partial: Vec<Part>,
     /// Notifications were lost, and the rest of the queue is being thrown away.
     discarding: bool,
 }
@@ -84,9 +88,8 @@ impl Events {
     }
 
     /// Waits for at least one event, then takes what is already there without
-    /// waiting further, up to about 4096 events, in the kernel's order. Links
-    /// that were told only in part come last, complete, and at least as new as
-    /// the rest. Runs of `RoutesChanged` or `FiltersChanged` are folded into one.
+    /// waiting further, up to about 4096 events, in the kernel's order. What was
+    /// told only in part comes last, complete, and at least as new as the rest. Runs of `RoutesChanged` or `FiltersChanged` are folded into one.
     ///
     /// After a loss the result is `[Overrun]` alone, and only once the queue is
     /// empty (until then the kernel keeps dropping): a snapshot taken from then
@@ -176,22 +179,48 @@ impl Events {
     }
 
     async fn complete(&mut self) -> Result<(), NetlinkError> {
-        while let Some(&ifindex) = self.partial.last() {
-            let mut found = None;
-            let asked = self
-                .requests
-                .request(&link_by_index(ifindex), |message| {
-                    found = link(message.body)
-                })
-                .await;
-            match asked {
-                // Gone, or moved to another namespace: RTM_DELLINK says so.
-                Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
-                Err(failure) => return Err(failure.during("read", device(ifindex))),
-                Ok(_) => self.ready.extend(found.map(Event::Link)),
+        while let Some(&part) = self.partial.last() {
+            match part {
+                Part::Link(ifindex) => {
+                    self.complete_link(ifindex).await?;
+                    self.complete_vlans(ifindex).await?;
+                }
+                Part::Vlans(ifindex) => self.complete_vlans(ifindex).await?,
+                Part::Vnis(ifindex) => self.complete_vnis(ifindex).await?,
             }
             self.partial.pop();
         }
+        Ok(())
+    }
+
+    async fn complete_link(&mut self, ifindex: IfIndex) -> Result<(), NetlinkError> {
+        let mut found = None;
+        let asked = self
+            .requests
+            .request(&link_by_index(ifindex), |message| {
+                found = link(message.body)
+            })
+            .await;
+        match asked {
+            // Gone, or moved to another namespace: RTM_DELLINK says so.
+            Err(failure) if failure.errno() == Some(libc::ENODEV) => {}
+            Err(failure) => return Err(failure.during("read", device(ifindex))),
+            Ok(_) => self.ready.extend(found.map(Event::Link)),
+        }
+        Ok(())
+    }
+
+    async fn complete_vlans(&mut self, ifindex: IfIndex) -> Result<(), NetlinkError> {
+        let vlans = vlan::vlans_of(&mut self.requests, ifindex).await?;
+        self.ready
+            .extend(vlans.map(|vlans| Event::Vlans(ifindex, vlans)));
+        Ok(())
+    }
+
+    async fn complete_vnis(&mut self, ifindex: IfIndex) -> Result<(), NetlinkError> {
+        let vnis = vlan::vnis_of(&mut self.requests, ifindex).await?;
+        self.ready
+            .extend(vnis.map(|vnis| Event::Vnis(ifindex, vnis)));
         Ok(())
     }
 }
@@ -212,11 +241,11 @@ fn is_loss(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::EMSGSIZE))
 }
 
-fn add(message: &Message<'_>, ready: &mut Vec<Event>, partial: &mut Vec<IfIndex>) {
+fn add(message: &Message<'_>, ready: &mut Vec<Event>, partial: &mut Vec<Part>) {
     match notice(message.kind, message.body) {
         Some(Notice::Fact(event)) => push(ready, event),
-        Some(Notice::PartialLink(ifindex)) if !partial.contains(&ifindex) => partial.push(ifindex),
-        Some(Notice::PartialLink(_)) | None => {}
+        Some(Notice::Partial(part)) if !partial.contains(&part) => partial.push(part),
+        Some(Notice::Partial(_)) | None => {}
     }
 }
 

@@ -5,8 +5,8 @@
 use std::net::IpAddr;
 
 use super::codec::{
-    array, attributes, bool_of, index_of, ip_of, mac_of, text_of, u8_of, u16_be_of, u16_of, u32_of,
-    vni_of,
+    array, attributes, bool_of, index_of, ip_of, mac_of, text_of, u8_of, u16_be_of, u16_of,
+    u32_be_of, u32_of, vni_of,
 };
 use crate::kernel::{Bridge, BridgePort, Link, LinkKind, Tun, VxlanDevice, XdpAttachment};
 use vtep_common::Vni;
@@ -21,12 +21,15 @@ mod ifla {
     pub const MTU: u16 = 4;
     pub const MASTER: u16 = 10;
     pub const LINKINFO: u16 = 18;
+    pub const AF_SPEC: u16 = 26;
     pub const XDP: u16 = 43;
 
     pub const INFO_KIND: u16 = 1;
     pub const INFO_DATA: u16 = 2;
     pub const INFO_SLAVE_KIND: u16 = 4;
     pub const INFO_SLAVE_DATA: u16 = 5;
+
+    pub const INET6_CONF: u16 = 2;
 
     pub const XDP_ATTACHED: u16 = 2;
     pub const XDP_PROG_ID: u16 = 4;
@@ -35,9 +38,11 @@ mod ifla {
 
     pub const BR_AGEING_TIME: u16 = 4;
     pub const BR_VLAN_FILTERING: u16 = 7;
+    pub const BR_VLAN_PROTOCOL: u16 = 8;
     pub const BR_NF_CALL_IPTABLES: u16 = 36;
     pub const BR_NF_CALL_ARPTABLES: u16 = 38;
     pub const BR_VLAN_DEFAULT_PVID: u16 = 39;
+    pub const BR_MULTI_BOOLOPT: u16 = 46;
 
     pub const TUN_TYPE: u16 = 3;
     pub const TUN_VNET_HDR: u16 = 5;
@@ -92,6 +97,9 @@ mod vxlan {
 }
 
 const ARPHRD_ETHER: u16 = 1;
+const ETH_P_8021AD: u16 = 0x88a8;
+/// BR_BOOLOPT_MST_ENABLE (if_bridge.h).
+const BOOLOPT_MST: u32 = 1 << 2;
 /// `struct vxlanhdr` with everything set but the I flag and the VNI: what an
 /// ordinary device ignores on receipt (vxlan_core.c, VXLAN_RESERVED_BITS).
 const DEFAULT_RESERVED_BITS: [u8; 8] = [0xf7, 0xff, 0xff, 0xff, 0, 0, 0, 0xff];
@@ -117,6 +125,7 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
         kind: LinkKind::Plain,
         bridge_port: None,
         xdp: None,
+        hop_limit_v6: None,
     };
     for (kind, value) in attributes(&body[IFINFO_BYTES..]) {
         match kind {
@@ -126,6 +135,7 @@ pub(super) fn link(body: &[u8]) -> Option<Link> {
             ifla::MASTER => link.master = index_of(value),
             ifla::LINKINFO => (link.kind, link.bridge_port) = link_info(value),
             ifla::XDP => link.xdp = xdp(value),
+            ifla::AF_SPEC => link.hop_limit_v6 = hop_limit_v6(value),
             _ => {}
         }
     }
@@ -164,13 +174,20 @@ fn bridge(data: &[u8]) -> Bridge {
     let mut bridge = Bridge {
         vlan_filtering: false,
         default_pvid: 0,
+        service_vlans: false,
+        mst: false,
         ageing_ms: 0,
         nf_call: false,
     };
     for (kind, value) in attributes(data) {
         match kind {
             ifla::BR_VLAN_FILTERING => bridge.vlan_filtering = bool_of(value),
+            ifla::BR_VLAN_PROTOCOL => bridge.service_vlans = u16_be_of(value) == Some(ETH_P_8021AD),
             ifla::BR_VLAN_DEFAULT_PVID => bridge.default_pvid = u16_of(value).unwrap_or(0),
+            // `struct br_boolopt_multi`: values, then which of them the kernel knows.
+            ifla::BR_MULTI_BOOLOPT => {
+                bridge.mst = u32_of(value).is_some_and(|options| options & BOOLOPT_MST != 0);
+            }
             ifla::BR_AGEING_TIME => {
                 bridge.ageing_ms = u64::from(u32_of(value).unwrap_or(0)) * MS_PER_CLOCK;
             }
@@ -254,6 +271,7 @@ fn vxlan_device(data: &[u8]) -> Option<VxlanDevice> {
         udp_checksum: false,
         udp6_zero_checksum_tx: false,
         udp6_zero_checksum_rx: false,
+        flow_label: 0,
         collect_metadata: false,
         vnifilter: false,
         foreign_options: Vec::new(),
@@ -279,6 +297,7 @@ fn vxlan_device(data: &[u8]) -> Option<VxlanDevice> {
             vxlan::UDP_CSUM => device.udp_checksum = on,
             vxlan::UDP_ZERO_CSUM6_TX => device.udp6_zero_checksum_tx = on,
             vxlan::UDP_ZERO_CSUM6_RX => device.udp6_zero_checksum_rx = on,
+            vxlan::LABEL => device.flow_label = u32_be_of(value).unwrap_or(0),
             vxlan::COLLECT_METADATA => device.collect_metadata = on,
             vxlan::TTL_INHERIT => device.ttl_inherit = on,
             vxlan::DF => device.df = u8_of(value).unwrap_or(0),
@@ -309,7 +328,7 @@ fn foreign_option(kind: u16, value: &[u8]) -> Option<&'static str> {
         vxlan::L2MISS => ("l2miss", bool_of(value)),
         vxlan::L3MISS => ("l3miss", bool_of(value)),
         vxlan::RESERVED_BITS => ("reserved_bits", value != DEFAULT_RESERVED_BITS),
-        vxlan::LABEL | vxlan::LABEL_POLICY => ("flowlabel", value.iter().any(|&b| b != 0)),
+        vxlan::LABEL_POLICY => ("flowlabel inherit", value.iter().any(|&b| b != 0)),
         _ => return None,
     };
     on.then_some(name)
@@ -318,6 +337,16 @@ fn foreign_option(kind: u16, value: &[u8]) -> Option<&'static str> {
 /// The kernel writes "any" for an address that is not set.
 fn specified(value: &[u8]) -> Option<IpAddr> {
     ip_of(value).filter(|address| !address.is_unspecified())
+}
+
+/// IFLA_AF_SPEC of an AF_UNSPEC message: the families' own settings. IPv6 sends
+/// its sysctls as an array of integers (addrconf.c, ipv6_store_devconf).
+fn hop_limit_v6(bytes: &[u8]) -> Option<u8> {
+    /// DEVCONF_HOPLIMIT (include/uapi/linux/ipv6.h).
+    const HOP_LIMIT: usize = 1;
+    let (_, family) = attributes(bytes).find(|&(kind, _)| kind == libc::AF_INET6 as u16)?;
+    let (_, settings) = attributes(family).find(|&(kind, _)| kind == ifla::INET6_CONF)?;
+    u32_of(settings.get(4 * HOP_LIMIT..)?)?.try_into().ok()
 }
 
 fn xdp(bytes: &[u8]) -> Option<XdpAttachment> {

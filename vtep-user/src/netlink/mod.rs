@@ -15,6 +15,7 @@ mod manage;
 mod netdev;
 mod request;
 mod socket;
+mod vlan;
 
 #[cfg(test)]
 mod tests;

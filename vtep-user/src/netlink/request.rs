@@ -24,6 +24,7 @@ use super::error::{Failure, NetlinkError};
 use super::link::link;
 use super::netdev::{self, Family};
 use super::socket::{Channel, DATAGRAM_BYTES, KernelSocket, Request};
+use super::vlan;
 use crate::kernel::{FdbEntry, IfIndex, Link, Neighbour, Route, Snapshot, bits};
 
 /// How often a dump is repeated that the kernel says is not consistent.
@@ -81,6 +82,8 @@ impl Netlink {
             links: self.links().await?,
             ..Snapshot::default()
         };
+        snapshot.vlans = vlan::all_vlans(&mut *self.channel().await).await?;
+        snapshot.vnis = vlan::all_vnis(&mut *self.channel().await).await?;
         let get = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let get = encode(&get, NLM_F_DUMP);
         snapshot.addresses = dump(&mut *self.channel().await, "addresses", &get, |message| {
@@ -198,6 +201,9 @@ impl Netlink {
     /// Asks the kernel to resolve or confirm a neighbour, as traffic to it would
     /// (NTF_USE). Does nothing for permanent and NOARP entries: NTF_USE would make
     /// a permanent entry an ordinary one (neighbour.c, NEIGH_UPDATE_F_USE).
+    ///
+    /// IPv6 asks from the device's link-local address; without one (addrgenmode
+    /// none) only a packet of its own makes the kernel ask (ndisc.c, ndisc_send_ns).
     pub async fn neighbour_use(
         &self,
         ifindex: IfIndex,

@@ -54,7 +54,11 @@ impl KernelSocket {
         let _ = socket.set_cap_ack(true);
         let _ = socket.set_netlink_get_strict_chk(true);
         for &group in groups {
-            socket.add_membership(group)?;
+            match socket.add_membership(group) {
+                // A group that came with a later kernel: this one has nothing to tell.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                joined => joined?,
+            }
         }
         // SAFETY: `Socket` owns its descriptor, always reports that one, and closes
         // it only when dropped, which `AsyncFd` does after deregistering it.

@@ -5,11 +5,12 @@ use proptest::prelude::*;
 use vtep_common::{MacAddr, Vni};
 
 use super::codec::{messages, *};
-use super::decode::{Notice, address, fdb_entry, neighbour, notice, route};
+use super::decode::{Notice, Part, address, fdb_entry, neighbour, notice, route};
 use super::link::link;
+use super::vlan::{vlans, vnis};
 use crate::kernel::{
     Address, Bridge, BridgePort, Event, FdbEntry, FdbTable, Link, LinkKind, Neighbour, Route, Tun,
-    VxlanDevice, bits,
+    VniRange, VxlanDevice, bits,
 };
 
 /// The recorded message of that name, with its header.
@@ -50,7 +51,7 @@ fn captured_event(name: &str) -> Option<Event> {
     let (kind, body) = parts(&bytes);
     match notice(kind, body) {
         Some(Notice::Fact(event)) => Some(event),
-        Some(Notice::PartialLink(ifindex)) => panic!("{name}: part of link {ifindex}"),
+        Some(Notice::Partial(part)) => panic!("{name}: {part:?} only"),
         None => None,
     }
 }
@@ -105,6 +106,7 @@ fn a_vxlan_device_in_a_bridge_is_read_whole() {
                 udp_checksum: false,
                 udp6_zero_checksum_tx: false,
                 udp6_zero_checksum_rx: false,
+                flow_label: 0,
                 collect_metadata: false,
                 vnifilter: false,
                 foreign_options: vec![],
@@ -117,6 +119,7 @@ fn a_vxlan_device_in_a_bridge_is_read_whole() {
                 ..PLAIN_PORT
             }),
             xdp: None,
+            hop_limit_v6: Some(64),
         }
     );
 }
@@ -145,6 +148,8 @@ fn bridge_times_are_hundredths_of_a_second() {
     let expected = Bridge {
         vlan_filtering: false,
         default_pvid: bridge.default_pvid,
+        service_vlans: false,
+        mst: false,
         ageing_ms: 15_000,
         nf_call: false,
     };
@@ -171,7 +176,11 @@ fn messages_about_a_port_never_pass_for_a_link_nor_for_its_end() {
     for name in ["port-flag", "port-left"] {
         let bytes = captured(name);
         let (kind, body) = parts(&bytes);
-        assert_eq!(notice(kind, body), Some(Notice::PartialLink(4)), "{name}");
+        assert_eq!(
+            notice(kind, body),
+            Some(Notice::Partial(Part::Link(4))),
+            "{name}"
+        );
     }
     assert!(matches!(
         captured_event("link-gone"),
@@ -187,7 +196,10 @@ fn a_link_message_without_its_name_or_mtu_is_only_a_part() {
     let ifindex = u32::from_ne_bytes(body[4..8].try_into().unwrap());
     let mut partial = body[..16].to_vec();
     partial.extend_from_slice(&[8, 0, 11, 0, 1, 2, 3, 4]);
-    assert_eq!(notice(kind, &partial), Some(Notice::PartialLink(ifindex)));
+    assert_eq!(
+        notice(kind, &partial),
+        Some(Notice::Partial(Part::Link(ifindex)))
+    );
 }
 
 #[test]
@@ -321,6 +333,22 @@ fn routes_are_read() {
     assert_eq!(read("route-local"), None);
 }
 
+#[test]
+fn vnis_of_a_single_device_are_read_and_changes_ask_for_them() {
+    let dump = captured("vni-dump");
+    let range = |first, last| VniRange { first, last };
+    let expected = vec![range(100, 101), range(200, 201)];
+    assert_eq!(vnis(parts(&dump).1), Some((6, expected)));
+    let added = captured("vni-added");
+    assert_eq!(vnis(parts(&added).1), Some((6, vec![range(201, 201)])));
+    for name in ["vni-added", "vni-gone"] {
+        let bytes = captured(name);
+        let (kind, body) = parts(&bytes);
+        let asked = Some(Notice::Partial(Part::Vnis(6)));
+        assert_eq!(notice(kind, body), asked, "{name}");
+    }
+}
+
 fn every_decoder(kind: u16, body: &[u8]) {
     notice(kind, body);
     link(body);
@@ -328,11 +356,13 @@ fn every_decoder(kind: u16, body: &[u8]) {
     neighbour(body);
     address(body);
     route(body);
+    vlans(body);
+    vnis(body);
     ip_of(body);
     text_of(body);
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "link-vxlan-port",
     "link-vxlan-v6",
     "link-bridge",
@@ -345,6 +375,7 @@ const NAMES: [&str; 12] = [
     "address",
     "route-gateway",
     "route-via-v6",
+    "vni-dump",
 ];
 
 #[test]

@@ -114,7 +114,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
             kernel,
         ),
         (
-            "IPv6 remote",
+            "remote of the other family",
             vec![
                 at_vxlan.clone(),
                 FdbEntry {
@@ -135,7 +135,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
                 },
             ],
             mac(1),
-            kernel,
+            Some(Place::Remote(0)),
         ),
         (
             "two remotes in a dump",
@@ -145,7 +145,7 @@ fn f22_odd_entries_are_mirrored_as_the_kernel_uses_them() {
         ),
         (
             "to this host",
-            vec![at_vxlan, tunnelled(VX0, mac(1), LOCAL)],
+            vec![at_vxlan, tunnelled(VX0, mac(1), LOCAL.into())],
             mac(1),
             kernel,
         ),
@@ -375,8 +375,8 @@ fn rows_tell_owner_place_and_reason() {
         [
             (mac(1), &RowPlace::Port("tap0".into()), Static, true),
             (mac(2), &RowPlace::Port("tap1".into()), Kernel, true),
-            (mac(3), &RowPlace::Remote(REMOTE1.into()), Kernel, false),
-            (mac(4), &RowPlace::Remote(REMOTE2.into()), Api, true),
+            (mac(3), &RowPlace::Remote(REMOTE1), Kernel, false),
+            (mac(4), &RowPlace::Remote(REMOTE2), Api, true),
         ]
     );
     assert!(

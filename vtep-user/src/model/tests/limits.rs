@@ -137,7 +137,7 @@ fn ports_beyond_the_capacity_wait() {
     let reserved = 2 * vtep_common::layout::UPLINKS_MAX as u32;
     let mut sim = Sim::with(settings(|c| c.ports = reserved + 1), small_host());
     assert!(sim.tables.ports.keys().eq([&PortKey::new(TAP0, 0)]));
-    let reason = sim.model.port("tap1").unwrap().reason;
+    let reason = sim.model.port("tap1").remove(0).reason;
     assert_eq!(reason.as_deref(), Some("port table full (1 ports)"));
     sim.apply([Event::LinkGone(TAP0)]);
     assert!(sim.tables.ports.keys().eq([&PortKey::new(TAP1, 0)]));

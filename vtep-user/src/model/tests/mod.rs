@@ -6,14 +6,16 @@ mod cases;
 mod devices;
 mod limits;
 mod oracle;
+mod peers;
 mod random;
 mod remotes;
+mod v6;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use vtep_common::layout::{FdbKey, Location, Place, PortKey, SegmentId, Via};
+use vtep_common::layout::{FdbKey, Location, Place, PortKey, Remote, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
 use oracle::{Meaning, meanings};
@@ -38,10 +40,20 @@ pub const TAP1: IfIndex = 31;
 pub const TAP2: IfIndex = 32;
 
 pub const LOCAL: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
-pub const REMOTE1: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-pub const REMOTE2: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-pub const REMOTE3: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+pub const GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254));
+pub const REMOTE1: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1));
+pub const REMOTE2: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
+pub const REMOTE3: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 3));
+
+const fn documentation(network: u16, host: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, host)
+}
+pub const LOCAL_V6: Ipv6Addr = documentation(0, 1);
+/// Link-local, as routers announce themselves.
+pub const GATEWAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xfe));
+pub const REMOTE1_V6: IpAddr = IpAddr::V6(documentation(1, 1));
+pub const REMOTE2_V6: IpAddr = IpAddr::V6(documentation(1, 2));
+pub const REMOTE3_V6: IpAddr = IpAddr::V6(documentation(2, 3));
 
 pub fn mac(n: u8) -> MacAddr {
     MacAddr([0x02, 0, 0, 0, 0, n])
@@ -63,6 +75,7 @@ pub fn link(ifindex: IfIndex, name: &str, kind: LinkKind) -> Link {
         kind,
         bridge_port: None,
         xdp: None,
+        hop_limit_v6: None,
     }
 }
 
@@ -70,6 +83,8 @@ pub fn bridge(ifindex: IfIndex, name: &str) -> Link {
     let kind = Bridge {
         vlan_filtering: false,
         default_pvid: 1,
+        service_vlans: false,
+        mst: false,
         ageing_ms: 300_000,
         nf_call: false,
     };
@@ -114,6 +129,7 @@ pub fn vxlan_device(n: u32) -> VxlanDevice {
         udp_checksum: false,
         udp6_zero_checksum_tx: false,
         udp6_zero_checksum_rx: false,
+        flow_label: 0,
         collect_metadata: false,
         vnifilter: false,
         foreign_options: Vec::new(),
@@ -162,27 +178,27 @@ pub fn bridged(bridge: IfIndex, port: IfIndex, mac: MacAddr) -> FdbEntry {
 }
 
 /// Entry of a VXLAN device's table, learned.
-pub fn tunnelled(vxlan: IfIndex, mac: MacAddr, dst: Ipv4Addr) -> FdbEntry {
+pub fn tunnelled(vxlan: IfIndex, mac: MacAddr, dst: IpAddr) -> FdbEntry {
     FdbEntry {
-        dst: Some(dst.into()),
+        dst: Some(dst),
         flags: bits::NTF_SELF,
         ..entry(FdbTable::Vxlan, vxlan, mac)
     }
 }
 
-pub fn neighbour(ifindex: IfIndex, address: Ipv4Addr, n: u8) -> Neighbour {
+pub fn neighbour(ifindex: IfIndex, address: IpAddr, n: u8) -> Neighbour {
     Neighbour {
         ifindex,
-        address: address.into(),
+        address,
         mac: Some(MacAddr([0x06, 0, 0, 0, 0, n])),
         state: bits::NUD_REACHABLE,
     }
 }
 
-pub fn via(ifindex: IfIndex, gateway: Ipv4Addr) -> Route {
+pub fn via(ifindex: IfIndex, gateway: IpAddr) -> Route {
     Route {
         ifindex,
-        gateway: Some(gateway.into()),
+        gateway: Some(gateway),
         source: None,
         mtu: None,
         hop_limit: None,
@@ -229,7 +245,7 @@ pub struct Sim {
     pub model: Model,
     pub tables: Tables,
     pub now: Instant,
-    pub routes: BTreeMap<Ipv4Addr, Option<Route>>,
+    pub routes: BTreeMap<IpAddr, Option<Route>>,
     /// Devices whose driver takes no program.
     pub refusing: BTreeSet<IfIndex>,
     /// Devices that XDP cannot redirect to.
@@ -242,12 +258,14 @@ pub struct Sim {
 
 impl Sim {
     pub fn new(settings: Settings) -> Self {
-        let all = [REMOTE1, REMOTE2, REMOTE3];
+        let v4 = [REMOTE1, REMOTE2, REMOTE3].map(|remote| (remote, GATEWAY));
+        let v6 = [REMOTE1_V6, REMOTE2_V6, REMOTE3_V6].map(|remote| (remote, GATEWAY_V6));
+        let routes = v4.into_iter().chain(v6);
         Self {
             model: Model::new(settings),
             tables: Tables::default(),
             now: Instant::now(),
-            routes: all.map(|remote| (remote, Some(via(ETH0, GATEWAY)))).into(),
+            routes: routes.map(|(to, hop)| (to, Some(via(ETH0, hop)))).collect(),
             refusing: BTreeSet::new(),
             losing: BTreeSet::new(),
             slot_freed: HashMap::new(),
@@ -292,10 +310,7 @@ impl Sim {
         for round in 0.. {
             assert!(round < 10, "the model does not settle: {all:?}");
             for query in self.model.wanted_routes() {
-                let IpAddr::V4(remote) = query.remote else {
-                    panic!("{query:?}")
-                };
-                let route = self.routes.get(&remote).cloned().flatten();
+                let route = self.routes.get(&query.remote).cloned().flatten();
                 self.model.route(&query, route);
             }
             let updates = self.model.updates(self.now);
@@ -391,11 +406,11 @@ impl Sim {
                 assert_ne!(tables.segments.insert(key, value), Some(value));
             }
             TableUpdate::SegmentDel(key) => assert!(tables.segments.remove(&key).is_some()),
+            TableUpdate::Peer(key) => assert!(tables.peers.insert(key), "{key:?} is there"),
+            TableUpdate::PeerDel(key) => assert!(tables.peers.remove(&key), "{key:?} is gone"),
             TableUpdate::Port { key, value } => {
                 assert_ne!(tables.ports.insert(key, value), Some(value));
             }
-            TableUpdate::Peer(key) => assert!(tables.peers.insert(key)),
-            TableUpdate::PeerDel(key) => assert!(tables.peers.remove(&key)),
             TableUpdate::PortDel(key) => assert!(tables.ports.remove(&key).is_some()),
             TableUpdate::Fdb { key, value } => {
                 let index = value.location();
@@ -504,9 +519,9 @@ impl Sim {
     }
 
     /// Destination of the remote a MAC is at.
-    pub fn remote(&self, n: u32, mac: MacAddr) -> Option<Ipv4Addr> {
+    pub fn remote(&self, n: u32, mac: MacAddr) -> Option<IpAddr> {
         match self.place(n, mac)? {
-            Place::Remote(slot) => Some(self.tables.remotes[&slot].destination_v4().into()),
+            Place::Remote(slot) => Some(destination(&self.tables.remotes[&slot])),
             _ => None,
         }
     }
@@ -517,9 +532,19 @@ impl Sim {
     }
 }
 
+/// The address in a header, of either family.
+pub fn destination(remote: &Remote) -> IpAddr {
+    let v6: [u8; 16] = remote.header[38..54].try_into().unwrap();
+    if remote.is_destination_v6(&v6) {
+        v6.into()
+    } else {
+        remote.destination_v4().into()
+    }
+}
+
 /// Entries that put a MAC behind a remote, as `bridge fdb add` with `master`
 /// and `self` does.
-pub fn behind_remote(bridge: IfIndex, vxlan: IfIndex, mac: MacAddr, dst: Ipv4Addr) -> [Event; 2] {
+pub fn behind_remote(bridge: IfIndex, vxlan: IfIndex, mac: MacAddr, dst: IpAddr) -> [Event; 2] {
     [
         Event::Fdb(tunnelled(vxlan, mac, dst)),
         Event::Fdb(bridged(bridge, vxlan, mac)),

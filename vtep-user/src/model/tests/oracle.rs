@@ -1,7 +1,9 @@
 //! The rules alone: what has to be in the maps, from the kernel's state and
 //! without any history. Slow and plain, and no code of the model.
 
-use super::random::{BRIDGES, Kernel, VXLANS};
+use vtep_common::layout::REMOTE_V6;
+
+use super::random::{BRIDGES, GATEWAYS, Kernel, STRICT, V6, VXLANS};
 use super::*;
 
 /// What an FDB entry means to the programs.
@@ -14,7 +16,7 @@ pub enum Meaning {
         source: MacAddr,
         next_hop: MacAddr,
         ttl: u8,
-        remote: Ipv4Addr,
+        remote: IpAddr,
     },
 }
 
@@ -45,8 +47,9 @@ impl Kernel {
     }
 
     /// (device, source MAC, next hop MAC, TTL, remote).
-    fn way(&self, n: usize, remote: Ipv4Addr) -> Option<Meaning> {
-        let device = self.routes[&remote]?;
+    fn way(&self, n: usize, remote: IpAddr) -> Option<Meaning> {
+        // A segment has one family.
+        let device = self.routes[&remote].filter(|_| remote.is_ipv6() == (n == V6))?;
         let hop = *self.hops.get(&device)?;
         let link = &self.links[&device];
         let LinkKind::Vxlan(vxlan) = &self.links[&VXLANS[n]].kind else {
@@ -56,7 +59,7 @@ impl Kernel {
         link.up.then(|| Meaning::Remote {
             device,
             source: link.mac.unwrap(),
-            next_hop: neighbour(device, GATEWAY, hop).mac.unwrap(),
+            next_hop: neighbour(device, GATEWAYS[n], hop).mac.unwrap(),
             ttl,
             remote,
         })
@@ -76,7 +79,7 @@ impl Kernel {
                 .get(&(VXLANS[n], mac))
                 .and_then(|tunnel| tunnel.dst)
             {
-                Some(IpAddr::V4(remote)) => self.way(n, remote),
+                Some(remote) => self.way(n, remote),
                 _ => None,
             }
         };
@@ -91,6 +94,15 @@ impl Kernel {
             .collect()
     }
 
+    /// Addresses that the strict segment takes frames from; `None`: it cannot be
+    /// told, so it takes all.
+    pub fn peers(&self) -> Option<BTreeSet<IpAddr>> {
+        let entries = self.tunnelled.values();
+        let entries = entries.filter(|entry| entry.ifindex == VXLANS[STRICT]);
+        self.segment_works(STRICT)
+            .then(|| entries.map(|entry| entry.dst).collect())?
+    }
+
     pub fn uplinks(&self) -> BTreeSet<IfIndex> {
         if !(0..2).any(|n| self.segment_works(n)) {
             return BTreeSet::new();
@@ -102,7 +114,8 @@ impl Kernel {
                 let tunnel = self.tunnelled.get(&(VXLANS[n], entry.mac));
                 let fixed = entry.state & bits::NUD_PERMANENT != 0;
                 if let (true, false, Some(tunnel)) = (here, fixed, tunnel)
-                    && let Some(IpAddr::V4(remote)) = tunnel.dst
+                    && let Some(remote) = tunnel.dst
+                    && remote.is_ipv6() == (n == V6)
                 {
                     uplinks.extend(self.routes[&remote]);
                 }
@@ -126,8 +139,12 @@ pub fn meanings(tables: &Tables) -> BTreeMap<FdbKey, Meaning> {
                     device: remote.ifindex,
                     source: mac(6),
                     next_hop: mac(0),
-                    ttl: remote.header[22],
-                    remote: remote.destination_v4().into(),
+                    ttl: remote.header[if remote.flags & REMOTE_V6 == 0 {
+                        22
+                    } else {
+                        21
+                    }],
+                    remote: destination(remote),
                 }
             }
         }

@@ -2,16 +2,25 @@
 //! in whatever batches, the maps say what a fresh look at the kernel says.
 
 use proptest::prelude::*;
+use vtep_common::layout::{SEGMENT_LEARNING, SEGMENT_STRICT};
 
 use super::oracle::{Meaning, meanings_by_vni};
 use super::*;
 use crate::kernel::Filters;
+use crate::model::Strict;
 use crate::tables::{Capacity, Program};
 
 pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
 pub const BRIDGES: [IfIndex; 2] = [BR0, BR1];
 pub const VXLANS: [IfIndex; 2] = [VX0, VX1];
-pub const REMOTES: [Ipv4Addr; 3] = [REMOTE1, REMOTE2, REMOTE3];
+/// The first segment's underlay is IPv4, the second's IPv6.
+pub const V6: usize = 1;
+pub const STRICT: usize = 1;
+pub const GATEWAYS: [IpAddr; 2] = [GATEWAY, GATEWAY_V6];
+pub const REMOTES: [[IpAddr; 3]; 2] = [
+    [REMOTE1, REMOTE2, REMOTE3],
+    [REMOTE1_V6, REMOTE2_V6, REMOTE3_V6],
+];
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -69,6 +78,7 @@ enum Op {
         n: Option<u8>,
     },
     Route {
+        family: usize,
         remote: usize,
         eth: Option<usize>,
     },
@@ -99,8 +109,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => three.clone().prop_map(|port| Op::Reborn { port }),
         2 => (two.clone(), prop::option::weighted(0.8, 1u8..4))
             .prop_map(|(eth, n)| Op::Hop { eth, n }),
-        2 => (three, prop::option::weighted(0.8, two))
-            .prop_map(|(remote, eth)| Op::Route { remote, eth }),
+        2 => (two.clone(), three, prop::option::weighted(0.8, two))
+            .prop_map(|(family, remote, eth)| Op::Route { family, remote, eth }),
         1 => prop::bool::weighted(0.2).prop_map(|on| Op::Filter { on }),
         1 => Just(Op::Resync),
     ]
@@ -129,7 +139,7 @@ pub struct Kernel {
     pub bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
     pub tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
     pub hops: BTreeMap<IfIndex, u8>,
-    pub routes: BTreeMap<Ipv4Addr, Option<IfIndex>>,
+    pub routes: BTreeMap<IpAddr, Option<IfIndex>>,
     pub filtered: bool,
 }
 
@@ -140,6 +150,15 @@ fn eth(n: usize) -> IfIndex {
 impl Kernel {
     fn new() -> Self {
         let mut host = two_segments();
+        for link in host
+            .links
+            .iter_mut()
+            .filter(|link| link.ifindex == VXLANS[V6])
+        {
+            if let LinkKind::Vxlan(device) = &mut link.kind {
+                device.local = Some(LOCAL_V6.into());
+            }
+        }
         host.links.push(link(ETH1, "eth1", LinkKind::Plain));
         Self {
             links: host
@@ -150,7 +169,11 @@ impl Kernel {
             bridged: BTreeMap::new(),
             tunnelled: BTreeMap::new(),
             hops: [(ETH0, 1), (ETH1, 2)].into(),
-            routes: REMOTES.map(|remote| (remote, Some(ETH0))).into(),
+            routes: REMOTES
+                .concat()
+                .iter()
+                .map(|to| (*to, Some(ETH0)))
+                .collect(),
             filtered: false,
         }
     }
@@ -159,10 +182,15 @@ impl Kernel {
         let hops = self
             .hops
             .iter()
-            .map(|(eth, n)| neighbour(*eth, GATEWAY, *n));
+            .flat_map(|(eth, n)| GATEWAYS.map(|hop| neighbour(*eth, hop, *n)));
+        let mut addresses = two_segments().addresses;
+        addresses.push(Address {
+            ifindex: ETH0,
+            address: LOCAL_V6.into(),
+        });
         Snapshot {
             links: self.links.values().cloned().collect(),
-            addresses: two_segments().addresses,
+            addresses,
             fdb: self
                 .bridged
                 .values()
@@ -172,6 +200,7 @@ impl Kernel {
             neighbours: hops.collect(),
             filters: self.filters(),
             redirect_targets: None,
+            ..Snapshot::default()
         }
     }
 
@@ -189,12 +218,13 @@ impl Kernel {
         vec![Event::Link(link.clone())]
     }
 
-    /// The entry an operation names: remote 3 is IPv6, 4 a nexthop group.
+    /// The entry an operation names: remote 3 is of the other family, 4 a nexthop
+    /// group.
     fn tunnel(vxlan: usize, n: u8, remote: usize) -> FdbEntry {
-        let entry = tunnelled(VXLANS[vxlan], mac(n), REMOTES[remote % 3]);
+        let entry = tunnelled(VXLANS[vxlan], mac(n), REMOTES[vxlan][remote % 3]);
         match remote {
             3 => FdbEntry {
-                dst: Some("2001:db8::1".parse().unwrap()),
+                dst: Some(REMOTES[1 - vxlan][0]),
                 ..entry
             },
             4 => FdbEntry {
@@ -298,19 +328,28 @@ impl Kernel {
                 match hop {
                     Some(hop) => {
                         self.hops.insert(eth, hop);
-                        vec![Event::Neighbour(neighbour(eth, GATEWAY, hop))]
+                        GATEWAYS
+                            .map(|ip| Event::Neighbour(neighbour(eth, ip, hop)))
+                            .into()
                     }
                     None => {
                         self.hops.remove(&eth);
-                        vec![Event::NeighbourGone(neighbour(eth, GATEWAY, 0))]
+                        GATEWAYS
+                            .map(|ip| Event::NeighbourGone(neighbour(eth, ip, 0)))
+                            .into()
                     }
                 }
             }
-            Op::Route { remote, eth: n } => {
+            Op::Route {
+                family,
+                remote,
+                eth: n,
+            } => {
                 let device = n.map(eth);
-                self.routes.insert(REMOTES[remote], device);
-                let route = device.map(|device| via(device, GATEWAY));
-                sim.routes.insert(REMOTES[remote], route);
+                let remote = REMOTES[family][remote];
+                self.routes.insert(remote, device);
+                let route = device.map(|device| via(device, GATEWAYS[family]));
+                sim.routes.insert(remote, route);
                 vec![Event::RoutesChanged]
             }
             Op::Filter { on } => {
@@ -395,8 +434,20 @@ fn compare(kernel: &Kernel, sim: &Sim) {
         let LinkKind::Vxlan(device) = &kernel.links[&VXLANS[n]].kind else {
             panic!()
         };
-        assert_eq!(segment.flags & 1 != 0, device.learning);
+        assert_eq!(segment.flags & SEGMENT_LEARNING != 0, device.learning);
+        let strict = n == STRICT && kernel.peers().is_some();
+        assert_eq!(segment.flags & SEGMENT_STRICT != 0, strict);
+        assert_eq!(key.is_v6(), n == V6);
     }
+    let peers = tables.peers.iter();
+    let peers: BTreeSet<IpAddr> = peers
+        .inspect(|key| assert_eq!(key.segment, sim.id(200)))
+        .map(|key| match key.address {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, v4 @ ..] => v4.into(),
+            v6 => v6.into(),
+        })
+        .collect();
+    assert_eq!(peers, kernel.peers().unwrap_or_default());
 }
 
 fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel, &Sim)) {
@@ -434,7 +485,12 @@ proptest! {
 
     #[test]
     fn maps_say_what_the_kernel_says(history in history()) {
-        play(Settings::default(), history, compare);
+        let strict = Strict {
+            vnis: [(vni(200), true)].into(),
+            ..Strict::default()
+        };
+        let settings = Settings { strict, ..Settings::default() };
+        play(settings, history, compare);
     }
 
     /// With maps that are too small, less is fast, and nothing is wrong.
@@ -446,6 +502,7 @@ proptest! {
                 locations: size + 1,
                 remotes: size.div_ceil(2),
                 segments: 2 + size % 2,
+                peers: size,
                 ports: 16 + size,
             },
             ..Settings::default()

@@ -5,7 +5,7 @@ use vtep_common::layout::{REMOTE_NO_PORT_RANGE, REMOTE_UDP_CHECKSUM, Remote, vni
 
 use super::*;
 
-fn slot(sim: &Sim, n: u8) -> Remote {
+pub fn slot(sim: &Sim, n: u8) -> Remote {
     match sim.place(100, mac(n)) {
         Some(Place::Remote(slot)) => sim.tables.remotes[&slot],
         other => panic!("{other:?}"),
@@ -13,7 +13,7 @@ fn slot(sim: &Sim, n: u8) -> Remote {
 }
 
 /// small_host with its VXLAN device changed and mac(1) behind REMOTE1.
-fn host(change: impl Fn(&mut VxlanDevice)) -> Sim {
+pub fn host(change: impl Fn(&mut VxlanDevice)) -> Sim {
     let mut snapshot = small_host();
     for link in &mut snapshot.links {
         if let LinkKind::Vxlan(device) = &mut link.kind {
@@ -141,7 +141,7 @@ fn path_mtu_limits_what_the_tunnel_takes() {
 fn f20_unresolved_next_hop_is_left_to_the_kernel() {
     let mut sim = host(|_| {});
     let hop = neighbour(ETH0, GATEWAY, 1);
-    assert_eq!(sim.model.wanted_neighbours(), [(ETH0, IpAddr::V4(GATEWAY))]);
+    assert_eq!(sim.model.wanted_neighbours(), [(ETH0, GATEWAY)]);
     let states = [
         (bits::NUD_STALE, true),
         (bits::NUD_FAILED, false),
@@ -228,13 +228,19 @@ fn route_change_withdraws_nothing_until_the_answer_differs() {
     sim.routes.insert(REMOTE1, Some(via(LO, GATEWAY)));
     sim.apply([Event::RoutesChanged]);
     assert_eq!(sim.reason(100, mac(1)), "it is an address of this host");
-    let v6 = Route {
-        gateway: Some("fe80::1".parse().unwrap()),
-        ..via(ETH0, GATEWAY)
-    };
+    let v6 = via(ETH0, GATEWAY_V6);
     sim.routes.insert(REMOTE1, Some(v6));
     sim.apply([Event::RoutesChanged]);
-    assert_eq!(sim.reason(100, mac(1)), "its next hop has an IPv6 address");
+    let reason = "next hop fe80::fe on eth0 is not resolved";
+    assert_eq!(sim.reason(100, mac(1)), reason);
+    assert_eq!(sim.model.wanted_neighbours(), [(ETH0, GATEWAY_V6)]);
+    sim.apply([Event::Neighbour(neighbour(ETH0, GATEWAY_V6, 6))]);
+    let remote = slot(&sim, 1);
+    assert_eq!(
+        remote.header[..6],
+        neighbour(ETH0, GATEWAY_V6, 6).mac.unwrap().0
+    );
+    assert_eq!(remote.destination_v4(), [198, 51, 100, 1]);
 }
 
 #[test]
@@ -267,5 +273,5 @@ fn a_host_that_moves_is_one_store_for_all_segments() {
         [50, 50]
     );
     assert_eq!(rows[0].dev.as_deref(), Some("eth0"));
-    assert_eq!(rows[0].next_hop, Some(GATEWAY.into()));
+    assert_eq!(rows[0].next_hop, Some(GATEWAY));
 }
