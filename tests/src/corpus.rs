@@ -5,7 +5,7 @@
 use vtep_common::MacAddr;
 
 use crate::frames::ethernet;
-use crate::lab::VNI;
+use crate::lab::Family;
 use crate::twins::Hook;
 
 /// In every frame that has room, followed by the frame's number.
@@ -36,9 +36,12 @@ pub const GATEWAY_IP: [u8; 4] = [192, 0, 2, 1];
 /// What the frames depend on beside the constants above.
 #[derive(Debug, Clone, Copy)]
 pub struct World {
+    pub underlay: Family,
     pub hook: Hook,
     /// The device sends UDP checksums.
     pub sends_checksum: bool,
+    /// The device takes packets without them.
+    pub takes_zero_checksum: bool,
     pub udp_port: u16,
     /// Largest frames of the tunnel and of the local ports, Ethernet header
     /// included, bytes.
@@ -333,6 +336,8 @@ fn egress_way(world: &World, own: &[MacAddr], inner: &Inner) -> Way {
     }
 }
 
+mod header;
+pub use header::{encapsulated, v6};
 mod payload;
 use payload::{KINDS, PLAIN_KINDS, Payload, finish, payload};
 mod rng;

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::Outcome;
 
 use crate::corpus::{BLOCK, Case, Grammar, Way};
+use crate::lab::Family;
 use crate::maps::Counters;
 use crate::twins::{Device, Hook, Tap, Twins};
 
@@ -26,6 +27,10 @@ fn devices() -> Vec<(&'static str, Device)> {
         vxlan,
         snooping: false,
         ..Device::default()
+    };
+    let v6 = |vxlan| Device {
+        underlay: Family::V6,
+        ..with(vxlan)
     };
     let tcx = |vxlan| Device {
         hook: Hook::Tcx,
@@ -49,8 +54,18 @@ fn devices() -> Vec<(&'static str, Device)> {
                 ..with("srcport 50000 50100")
             },
         ),
+        ("ipv6", v6("")),
+        ("ipv6-zero-checksums", v6("udp6zerocsumtx udp6zerocsumrx")),
+        ("ipv6-nolearning", v6("nolearning")),
         ("tcx", tcx("")),
         ("tcx-noudpcsum", tcx("noudpcsum")),
+        (
+            "tcx-ipv6",
+            Device {
+                underlay: Family::V6,
+                ..tcx("")
+            },
+        ),
         ("tos-ttl", with("tos 0x10 ttl 5")),
         ("df", with("df set")),
         (

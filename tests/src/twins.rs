@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::{MacAddr, Outcome, checksum};
 
+pub use crate::corpus::encapsulated;
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::frames::{is_udp_to, vxlan};
-use crate::lab::{VM_MTU, VNI};
+use crate::lab::{Family, VM_MTU};
 use crate::netns::Netns;
 use crate::wait_until;
 
@@ -26,6 +26,7 @@ const LATE: Duration = Duration::from_millis(30);
 /// How the hosts are made.
 #[derive(Debug, Clone)]
 pub struct Device {
+    pub underlay: Family,
     /// Options of the VXLAN device.
     pub vxlan: &'static str,
     pub udp_port: u16,
@@ -42,6 +43,7 @@ pub struct Device {
 impl Default for Device {
     fn default() -> Self {
         Self {
+            underlay: Family::V4,
             vxlan: "",
             udp_port: 4789,
             bridge_learning: true,
@@ -96,12 +98,6 @@ pub struct Report {
     pub outcomes: BTreeMap<&'static str, u64>,
 }
 
-/// An inner frame as a remote sends it.
-pub fn encapsulated(world: &World, from: [u8; 4], inner: &[u8]) -> Vec<u8> {
-    let macs = [world.gateway_mac, world.uplink_mac];
-    vxlan(macs, [from, corpus::HOST_IP], world.udp_port, VNI, inner)
-}
-
 impl Twins {
     pub fn new(device: &Device) -> Result<Self> {
         let (kernel, fast) = (Side::new(device)?, Side::new(device)?);
@@ -138,7 +134,12 @@ impl Twins {
         };
         let world = World {
             hook: device.hook,
-            sends_checksum: !device.vxlan.contains("noudpcsum"),
+            underlay: device.underlay,
+            sends_checksum: !["noudpcsum", "udp6zerocsumtx"]
+                .iter()
+                .any(|none| device.vxlan.contains(none)),
+            takes_zero_checksum: device.underlay == Family::V4
+                || device.vxlan.contains("udp6zerocsumrx"),
             udp_port: device.udp_port,
             tunnel_max: VM_MTU as usize + 14,
             local_max: device.small_mtu.min(1500) as usize + 14,
@@ -328,7 +329,11 @@ impl Twins {
                 if !fast || tap != Tap::Wire {
                     continue;
                 }
-                let port = u16::from_be_bytes([frame[34], frame[35]]);
+                let udp = match self.world.underlay {
+                    Family::V4 => 34,
+                    Family::V6 => 54,
+                };
+                let port = u16::from_be_bytes([frame[udp], frame[udp + 1]]);
                 ensure!(
                     self.source_ports.contains(&port),
                     "source port {port} not in {:?}",
@@ -435,41 +440,45 @@ impl std::fmt::Display for Difference {
 /// At tcx the source port is the kernel's too.
 fn normal_form(tap: Tap, frame: &[u8], world: &World) -> Vec<u8> {
     let mut frame = frame.to_vec();
-    if tap != Tap::Wire || frame.len() < 34 || frame[12..14] != [8, 0] {
+    if tap != Tap::Wire || frame.len() < 34 {
         return frame;
     }
-    let header = 14..14 + 4 * usize::from(frame[14] & 15);
-    // Of what the kernel answers to options, the header has options too.
-    if frame
-        .get(header)
-        .is_some_and(|ip| checksum::bytes(ip) == 0xffff)
-    {
-        frame[18..20].fill(0);
-        frame[24..26].fill(0);
-    }
-    let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
-    // Fragments are always the kernel's, on both hosts.
-    if fragment || !is_udp_to(&frame, world.udp_port) {
+    let (addresses, udp) = match frame[12..14] {
+        [8, 0] => {
+            let header = 14..14 + 4 * usize::from(frame[14] & 15);
+            // Of what the kernel answers to options, the header has options too.
+            if frame.get(header).map(checksum::bytes) == Some(0xffff) {
+                frame[18..20].fill(0);
+                frame[24..26].fill(0);
+            }
+            let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
+            // Fragments are always the kernel's, on both hosts.
+            if fragment || frame[23] != 17 {
+                return frame;
+            }
+            (26..34, 34)
+        }
+        [0x86, 0xdd] if frame[20] == 17 => (22..54, 54),
+        _ => return frame,
+    };
+    let port = world.udp_port.to_be_bytes();
+    if frame.len() < udp + 8 || frame[udp + 2..udp + 4] != port {
         return frame;
     }
-    if frame[40..42] != [0, 0] {
-        let (source, destination) = (array(&frame[26..30]), array(&frame[30..34]));
-        let length = (frame.len() - 34) as u16;
-        let sum = checksum::udp_pseudo_v4(source, destination, length)
-            + u64::from(checksum::bytes(&frame[34..]));
+    if frame[udp + 6..udp + 8] != [0, 0] {
+        let pseudo = u64::from(checksum::bytes(&frame[addresses]))
+            + u64::from(17u16.to_be())
+            + u64::from(((frame.len() - udp) as u16).to_be());
+        let sum = pseudo + u64::from(checksum::bytes(&frame[udp..]));
         if checksum::fold(sum) != 0xffff {
             return frame;
         }
-        frame[40..42].fill(0xff);
+        frame[udp + 6..udp + 8].fill(0xff);
     }
     if world.hook == Hook::Xdp {
-        frame[34..36].fill(0);
+        frame[udp..udp + 2].fill(0);
     }
     frame
-}
-
-fn array(bytes: &[u8]) -> [u8; 4] {
-    [bytes[0], bytes[1], bytes[2], bytes[3]]
 }
 
 fn hex(frame: &[u8]) -> String {

@@ -5,8 +5,9 @@
 
 use vtep_common::MacAddr;
 
+use super::header::{Outer, in_two};
 use super::mutate::{Tunnel, damage, settle};
-use super::outer::{CHANGES, Outer, differs_on_purpose, in_two, ingress_way};
+use super::outer::{CHANGES, differs_on_purpose, ingress_way};
 use super::{
     A, A2, C, Case, FAR, FAR_IP, Inner, KINDS, LONGEST, NEAR, NEAR_IP, PLAIN_KINDS, Rng, Station,
     Way, World, any_kind, any_length, egress_way, inner, payload, stations,
@@ -76,7 +77,8 @@ impl Grammar {
 
     fn longest(&self, tap: Tap) -> usize {
         match tap {
-            Tap::Wire => LONGEST,
+            // As much longer as the header is.
+            Tap::Wire => (self.world.underlay.underlay_mtu() + 18) as usize,
             Tap::A => LONGEST,
             // As far as its own MTU lets it.
             Tap::C => LONGEST.min(self.world.local_max + 4),
@@ -229,7 +231,7 @@ impl Grammar {
         }
         let mut frame = outer.build(&inner.frame);
         if rng.percent(40) {
-            what.push(damage(&mut frame, LONGEST, rng));
+            what.push(damage(&mut frame, self.longest(Tap::Wire), rng));
         }
         if let Some(tunnel) = Tunnel::of(&frame) {
             tunnel.settle(&mut frame, rng);
@@ -260,10 +262,11 @@ impl Grammar {
         let mut outer = Outer::new(&self.world, number as usize);
         // The kernel must not be left with many that never become whole.
         outer.identification = (number >> 1 & 0xff) as u16;
+        outer.udp_ports[0] = outer.identification;
         let ends = [NEAR[0], rng.pick(&[A, C, A2, FAR])].map(Station::Known);
         let inner = self.any_inner(ends, LONGEST - 100, number as usize & !1, rng);
         let whole = outer.build(&inner.frame);
-        let units = 1 + rng.below((whole.len() - 36) / 8);
+        let units = 1 + rng.below((whole.len() - 56) / 8);
         let in_order = usize::from(rng.percent(20));
         let half = (number as usize & 1) ^ in_order;
         let [first, last] = in_two(&whole, units);

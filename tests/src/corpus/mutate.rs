@@ -3,6 +3,7 @@
 
 use vtep_common::{MacAddr, checksum};
 
+use super::header::{name_of, udp_checksum};
 use super::{BEHIND, FROM_VM, KNOWN, Rng, Station};
 
 /// Change a frame of at least 14 bytes to one of `14..=longest`; what was done.
@@ -55,9 +56,10 @@ pub(super) fn damage(frame: &mut Vec<u8>, longest: usize, rng: &mut Rng) -> &'st
 /// Where the kernel would look for a tunnelled frame.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Tunnel {
-    /// The start of the IPv4 header and of the inner frame.
+    is_v6: bool,
+    /// Where the IP and UDP headers start.
     ip: usize,
-    inner: usize,
+    udp: usize,
 }
 
 impl Tunnel {
@@ -68,30 +70,44 @@ impl Tunnel {
             at += 4;
         }
         let ip = at + 2;
-        let header = usize::from(frame.get(ip)? & 15) * 4;
-        (frame[at..ip] == [8, 0] && header >= 20 && frame.len() >= ip + header).then_some(Self {
-            ip,
-            inner: ip + header + 16,
-        })
+        let (is_v6, udp) = match frame[at..ip] {
+            [8, 0] => (false, ip + usize::from(frame.get(ip)? & 15) * 4),
+            [0x86, 0xdd] => (true, after_extensions(frame, ip)?),
+            _ => return None,
+        };
+        let is_whole = udp >= ip + 20 && frame.len() >= udp;
+        is_whole.then_some(Self { is_v6, ip, udp })
     }
 
-    /// The outer source.
+    fn addresses(self, frame: &[u8]) -> [&[u8]; 2] {
+        let at = self.ip + if self.is_v6 { 8 } else { 12 };
+        let bytes = if self.is_v6 { 16 } else { 4 };
+        [&frame[at..at + bytes], &frame[at + bytes..at + 2 * bytes]]
+    }
+
+    /// The outer source, or its name.
     pub fn source(self, frame: &[u8]) -> [u8; 4] {
-        let at = self.ip + 12;
-        [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]
+        match self.addresses(frame)[0] {
+            [a, b, c, d] => [*a, *b, *c, *d],
+            v6 => name_of(v6),
+        }
+    }
+
+    fn inner(self) -> usize {
+        self.udp + 16
     }
 
     /// The inner source.
     pub fn station(self, frame: &[u8]) -> Option<MacAddr> {
-        station(frame, self.inner + 6)
+        station(frame, self.inner() + 6)
     }
 
     /// Give the inner source the place of the outer one; in a tunnel in the tunnel
     /// too, which reaches this host's device where it is sent to a group.
     pub fn settle(self, frame: &mut [u8], rng: &mut Rng) {
         let place = Station::Behind(self.source(frame));
-        settle(frame, self.inner + 6, place, rng);
-        if let Some(within) = frame.get_mut(self.inner..)
+        settle(frame, self.inner() + 6, place, rng);
+        if let Some(within) = frame.get_mut(self.inner()..)
             && let Some(tunnel) = Self::of(within)
         {
             tunnel.settle(within, rng);
@@ -100,12 +116,16 @@ impl Tunnel {
 
     /// Make lengths and checksums right, as far as there are fields for them.
     pub fn repair(self, frame: &mut [u8]) {
-        let udp = self.inner - 16;
-        let total = (frame.len() - self.ip) as u16;
-        frame[self.ip + 2..self.ip + 4].copy_from_slice(&total.to_be_bytes());
-        frame[self.ip + 10..self.ip + 12].fill(0);
-        let sum = !checksum::bytes(&frame[self.ip..udp]);
-        frame[self.ip + 10..self.ip + 12].copy_from_slice(&sum.to_ne_bytes());
+        let (ip, udp) = (self.ip, self.udp);
+        let total = (frame.len() - ip) as u16;
+        if self.is_v6 {
+            frame[ip + 4..ip + 6].copy_from_slice(&total.wrapping_sub(40).to_be_bytes());
+        } else {
+            frame[ip + 2..ip + 4].copy_from_slice(&total.to_be_bytes());
+            frame[ip + 10..ip + 12].fill(0);
+            let sum = !checksum::bytes(&frame[ip..udp]);
+            frame[ip + 10..ip + 12].copy_from_slice(&sum.to_ne_bytes());
+        }
         if frame.len() < udp + 8 {
             return;
         }
@@ -113,17 +133,29 @@ impl Tunnel {
         frame[udp + 4..udp + 6].copy_from_slice(&length.to_be_bytes());
         if frame[udp + 6..udp + 8] != [0, 0] {
             frame[udp + 6..udp + 8].fill(0);
-            let at = self.ip + 16;
-            let to = [frame[at], frame[at + 1], frame[at + 2], frame[at + 3]];
-            let sum = checksum::udp_pseudo_v4(self.source(frame), to, length)
-                + u64::from(checksum::bytes(&frame[udp..]));
-            let sum = match !checksum::fold(sum) {
+            let addresses = self.addresses(frame).map(checksum::bytes).map(u64::from);
+            let sum = match udp_checksum(addresses.iter().sum(), length, &frame[udp..]) {
                 0 => 0xffff,
                 sum => sum,
             };
             frame[udp + 6..udp + 8].copy_from_slice(&sum.to_ne_bytes());
         }
     }
+}
+
+/// What follows the IPv6 header and its extension headers.
+fn after_extensions(frame: &[u8], ip: usize) -> Option<usize> {
+    let (mut next, mut at) = (*frame.get(ip + 6)?, ip + 40);
+    while let 0 | 43 | 44 | 60 = next {
+        let bytes = if next == 44 {
+            8
+        } else {
+            8 + 8 * usize::from(*frame.get(at + 1)?)
+        };
+        next = *frame.get(at)?;
+        at += bytes;
+    }
+    Some(at)
 }
 
 fn station(frame: &[u8], at: usize) -> Option<MacAddr> {

@@ -1,7 +1,7 @@
 //! One host of the twins: how it is made, and how it is emptied of frames.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -11,21 +11,24 @@ use vtep_common::MacAddr;
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
 use crate::frames::{Inbox, Socket, ethernet, ipv4_udp};
-use crate::lab::{BRIDGE, Lab, Options, UPLINK, VXLAN};
+use crate::lab::{BRIDGE, Family, Lab, Options, UPLINK, VXLAN};
 
 /// For everything that has to come.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
 /// Longer than any run, seconds: what a clock decides would differ between the
 /// hosts.
 const AGES: u32 = 36_000;
-/// Limits of rate, time and memory in the host's IPv4 that a long run would meet,
-/// in either host at another frame.
-const STEADY: [(&str, &str); 4] = [
+/// Limits of rate, time and memory in the host that a long run would meet, in
+/// either host at another frame.
+const STEADY: [(&str, &str); 7] = [
     // No type of ICMP message is limited in rate.
-    ("icmp_ratemask", "0"),
-    ("ipfrag_time", "36000"),
-    ("ipfrag_high_thresh", "1000000000"),
-    ("ipfrag_max_dist", "0"),
+    ("ipv4/icmp_ratemask", "0"),
+    ("ipv6/icmp/ratemask", "\n"),
+    ("ipv4/ipfrag_time", "36000"),
+    ("ipv6/ip6frag_time", "36000"),
+    ("ipv4/ipfrag_high_thresh", "1000000000"),
+    ("ipv6/ip6frag_high_thresh", "1000000000"),
+    ("ipv4/ipfrag_max_dist", "0"),
 ];
 /// In frames that mark the end of a chunk, followed by its number and a letter.
 const MARK: [u8; 8] = *b"\xf1vtepEND";
@@ -42,6 +45,7 @@ impl Side {
     pub fn new(device: &Device) -> Result<Self> {
         let options = Options {
             hosts: 1,
+            underlay: device.underlay,
             vxlan: format!("{} ageing {AGES}", device.vxlan),
             udp_port: device.udp_port,
             ..Options::default()
@@ -49,14 +53,25 @@ impl Side {
         let mut lab = Lab::with(&options)?;
         lab.add_vm(0)?;
         lab.add_vm(0)?;
+        let ip = |address| match device.underlay {
+            Family::V4 => IpAddr::from(address),
+            Family::V6 => IpAddr::from(corpus::v6(address)),
+        };
+        lab.add_address(0, ip(corpus::HOST_IP2))?;
         let host = &lab.hosts[0];
         // Nobody answers, asks or forwards on its own.
-        lab.router
-            .enter(|| Ok(std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")?))?;
-        lab.router.run("ip link set to1 mtu 1508")?;
+        lab.router.enter(|| {
+            std::fs::write("/proc/sys/net/ipv4/ip_forward", "0")?;
+            Ok(std::fs::write(
+                "/proc/sys/net/ipv6/conf/all/disable_ipv6",
+                "1",
+            )?)
+        })?;
+        let mtu = device.underlay.underlay_mtu() + 8;
+        lab.router.run(&format!("ip link set to1 mtu {mtu}"))?;
         host.netns.enter(|| {
             for (key, value) in STEADY {
-                let path = Path::new("/proc/sys/net/ipv4").join(key);
+                let path = Path::new("/proc/sys/net").join(key);
                 std::fs::write(&path, value).with_context(|| path.display().to_string())?;
             }
             Ok(())
@@ -83,11 +98,9 @@ impl Side {
             (lab.vms[0].mac, lab.vms[1].mac) == (corpus::A, corpus::C),
             "the laboratory numbers its VMs in another way"
         );
-        let ip = |address| Ipv4Addr::from(address);
         let learning = if device.bridge_learning { "on" } else { "off" };
         host.netns.run_all(&format!(
             "ip neigh replace {} lladdr {} dev {UPLINK} nud permanent
-             ip addr add {}/32 dev {UPLINK}
              ip link set {BRIDGE} address {}
              ip link set {VXLAN} address {}
              bridge link set dev {VXLAN} learning {learning}
@@ -95,7 +108,6 @@ impl Side {
              bridge fdb append 00:00:00:00:00:00 dev {VXLAN} dst {}",
             host.gateway,
             host.gateway_mac,
-            ip(corpus::HOST_IP2),
             corpus::BRIDGE_MAC,
             corpus::VXLAN_MAC,
             ip(corpus::NEAR_IP),
@@ -158,7 +170,7 @@ impl Side {
                                 char::from(letter)
                             );
                             missing.swap_remove(at.unwrap_or_default());
-                        } else if !is_noise(&frame, world) {
+                        } else if !is_noise(tap, &frame, world) {
                             out.push(frame);
                         }
                         Ok(())
@@ -180,7 +192,7 @@ impl Side {
             let out = self.out.entry(tap).or_default();
             let socket = &self.taps[tap as usize];
             while self.inbox.receive(socket, time, |frame| {
-                if !is_noise(&frame, world) {
+                if !is_noise(tap, &frame, world) {
                     out.push(frame);
                 }
                 Ok(())
@@ -296,13 +308,16 @@ fn mark_in(frame: &[u8]) -> Option<(u32, u8)> {
     ))
 }
 
-/// What hosts send at times of their own. A bridge that snoops joins the group of
-/// all snoopers (RFC 4286) and reports that to a group that the corpus leaves out;
-/// who is asked for an answer by the corpus is first looked for.
-fn is_noise(frame: &[u8], world: &World) -> bool {
+/// What hosts send at times of their own: to groups of the underlay, in which
+/// they look for neighbours that the corpus has asked for an answer, and reports
+/// of a bridge that snoops, to a group that the corpus leaves out (RFC 4286).
+fn is_noise(tap: Tap, frame: &[u8], world: &World) -> bool {
     let reports = [1, 0, 0x5e, 0, 0, 0x16];
-    let looks_for = frame.starts_with(&[0xff; 6])
-        && frame[6..12] == world.uplink_mac.0
-        && frame[12..14] == [8, 6];
-    looks_for || frame.starts_with(&reports) || frame.get(50..56) == Some(&reports[..])
+    let inner = match (tap, world.underlay) {
+        (Tap::Wire, _) if frame[0] & 1 != 0 => return true,
+        (Tap::Wire, Family::V4) => 50,
+        (Tap::Wire, Family::V6) => 70,
+        _ => 0,
+    };
+    frame.get(inner..inner + 6) == Some(&reports[..])
 }
