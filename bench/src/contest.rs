@@ -33,18 +33,57 @@ impl Direction {
     }
 }
 
+/// How frames come to the port of the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// Plain frames, handed over by the device: the XDP hook.
+    Plain,
+    /// A port with offloads, so the tcx hook; handed over by the device.
+    Offloads,
+    /// The same, sent by a socket of the guest.
+    OffloadsSocket,
+}
+
+impl Port {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Offloads => "offloads",
+            Self::OffloadsSocket => "offloads, sent by a socket",
+        }
+    }
+
+    const fn contestants(self) -> &'static [Contestant] {
+        match self {
+            Self::Plain => &[
+                Contestant::Drop,
+                Contestant::Redirect,
+                Contestant::Vtep,
+                Contestant::Kernel,
+            ],
+            Self::Offloads => &[Contestant::Drop, Contestant::Vtep, Contestant::Kernel],
+            Self::OffloadsSocket => &[Contestant::Vtep, Contestant::Kernel],
+        }
+    }
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scenario {
     pub direction: Direction,
+    pub port: Port,
     /// Number of flows; each has its own pair of MACs and its own ports.
     pub flows: u16,
 }
 
 impl Scenario {
     pub fn name(self) -> String {
+        let port = match self.port {
+            Port::Plain => String::new(),
+            port => format!(", port with {}", port.name()),
+        };
         format!(
-            "{}, {} flow{}",
+            "{}, {} flow{}{port}",
             self.direction.name(),
             self.flows,
             if self.flows == 1 { "" } else { "s" }
@@ -64,8 +103,6 @@ pub enum Contestant {
 }
 
 impl Contestant {
-    pub const ALL: [Self; 4] = [Self::Drop, Self::Redirect, Self::Vtep, Self::Kernel];
-
     pub const fn name(self) -> &'static str {
         match self {
             Self::Drop => "xdp-drop",
@@ -148,14 +185,13 @@ impl Lane {
 
 /// Run one scenario.
 pub fn run(setup: &Setup, scenario: Scenario, progress: bool) -> Result<Results> {
-    let lanes = Contestant::ALL
-        .into_iter()
-        .map(|contestant| Lane::start(setup, contestant, scenario))
+    let contestants = scenario.port.contestants();
+    let lanes = contestants
+        .iter()
+        .map(|contestant| Lane::start(setup, *contestant, scenario))
         .collect::<Result<Vec<_>>>()?;
-    let mut rates: Vec<(Contestant, Vec<f64>)> = Contestant::ALL
-        .into_iter()
-        .map(|c| (c, Vec::new()))
-        .collect();
+    let mut rates: Vec<(Contestant, Vec<f64>)> =
+        contestants.iter().map(|c| (*c, Vec::new())).collect();
     let forward: Vec<usize> = (0..lanes.len()).collect();
     let backward: Vec<usize> = forward.iter().rev().copied().collect();
     for round in 0..setup.rounds {
@@ -181,6 +217,8 @@ pub fn run(setup: &Setup, scenario: Scenario, progress: bool) -> Result<Results>
 struct Host {
     contestant: Contestant,
     generator: Generator,
+    /// Sends in the generator's place.
+    socket: Option<host::Sender>,
     frame: Vec<u8>,
     daemon: Option<Daemon>,
 }
@@ -189,8 +227,12 @@ impl Host {
     fn build(contestant: Contestant, scenario: Scenario, vtep: &Path, lab: &Path) -> Result<Self> {
         pin_to_cpu(0);
         host::enter_new_namespace()?;
-        host::make_wires()?;
-        let Scenario { direction, flows } = scenario;
+        let Scenario {
+            direction,
+            port,
+            flows,
+        } = scenario;
+        host::make_wires(port)?;
         let (inject, near, far) = match direction {
             Direction::Egress => (host::VM, host::PORT, host::WIRE),
             Direction::Ingress => (host::WIRE, host::UPLINK, host::VM),
@@ -239,9 +281,14 @@ impl Host {
                 daemon = Some(Daemon::start(vtep, scenario)?);
             }
         }
+        let socket = match port {
+            Port::OffloadsSocket => Some(host::Sender::open(FRAME_BYTES)?),
+            _ => None,
+        };
         Ok(Self {
             contestant,
             generator,
+            socket,
             frame,
             daemon,
         })
@@ -249,7 +296,19 @@ impl Host {
 
     /// One run. What did not arrive would make the rate a lie.
     fn measure(&mut self, time: Duration) -> Result<Measured> {
-        let measured = self.generator.run(&self.frame, time)?;
+        let measured = match &mut self.socket {
+            None => self.generator.run(&self.frame, time)?,
+            Some(socket) => {
+                let before = self.generator.counters()?;
+                let (sent_frames, elapsed) = socket.run(time)?;
+                let after = self.generator.counters()?;
+                Measured {
+                    sent_frames,
+                    received_frames: after[1] - before[1],
+                    elapsed,
+                }
+            }
+        };
         let Measured {
             sent_frames,
             received_frames,
@@ -268,7 +327,10 @@ impl Host {
     fn check(&mut self) -> Result<Measured> {
         let start = Instant::now();
         let before = self.generator.counters()?;
-        self.generator.burst(&self.frame, 64)?;
+        match &mut self.socket {
+            None => self.generator.burst(&self.frame, 64)?,
+            Some(socket) => socket.burst()?,
+        }
         while self.generator.counters()?[1] < before[1] + 64 {
             ensure!(
                 start.elapsed() < Duration::from_secs(2),
@@ -290,16 +352,6 @@ impl Host {
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Some(daemon) = &mut self.daemon
-            && let Err(error) = daemon.stop()
-        {
-            eprintln!("{}: {error:#}", self.contestant.name());
-        }
-    }
-}
-
 /// The real daemon on this namespace.
 struct Daemon {
     vtep: PathBuf,
@@ -311,15 +363,20 @@ struct Daemon {
 impl Daemon {
     fn start(vtep: &Path, scenario: Scenario) -> Result<Self> {
         let config = tempfile::NamedTempFile::new()?;
+        let hook = match scenario.port {
+            Port::Plain => "xdp",
+            Port::Offloads | Port::OffloadsSocket => "auto",
+        };
         std::fs::write(
             config.path(),
-            format!("[ports.{}]\nhook = \"xdp\"\n", host::PORT),
+            format!("[ports.{}]\nhook = \"{hook}\"\n", host::PORT),
         )?;
         let instance = format!(
-            "bench-{}-{}-{}",
+            "bench-{}-{}-{}-{}",
             std::process::id(),
             scenario.direction.name(),
-            scenario.flows
+            scenario.flows,
+            scenario.port as u8
         );
         let child = Command::new(vtep)
             .args(["--instance", &instance, "--netns"])
@@ -367,6 +424,7 @@ impl Daemon {
             .sum())
     }
 
+    /// Whatever it got to: nothing is left behind.
     fn stop(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
@@ -379,6 +437,14 @@ impl Daemon {
             String::from_utf8_lossy(&output.stderr).trim()
         );
         Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.stop() {
+            eprintln!("{}: {error:#}", self.instance);
+        }
     }
 }
 

@@ -3,11 +3,16 @@
 //! namespace and carry the generator on one side and the sink on the other.
 
 use std::ffi::CString;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use vtep_common::MacAddr;
+
+use crate::contest::Port;
 
 pub const VNI: u32 = 100;
 pub const UPLINK_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0xff, 1]);
@@ -81,13 +86,16 @@ pub fn ifindex(name: &str) -> Result<u32> {
 
 /// The veths alone: what every contestant has in common. Uplinks carry
 /// wire-sized frames, and GRO is on so that redirected frames are received.
-pub fn make_wires() -> Result<()> {
-    for (host, far) in [(UPLINK, WIRE), (PORT, VM)] {
+pub fn make_wires(port: Port) -> Result<()> {
+    let veths = [(UPLINK, WIRE, true), (PORT, VM, port == Port::Plain)];
+    for (host, far, plain) in veths {
         run(&format!("ip link add {host} type veth peer name {far}"))?;
         for end in [host, far] {
-            run(&format!(
-                "ethtool -K {end} tso off gso off tx off txvlan off"
-            ))?;
+            if plain {
+                run(&format!(
+                    "ethtool -K {end} tso off gso off tx off txvlan off"
+                ))?;
+            }
             run(&format!("ip link set {end} up"))?;
         }
         // Only now: an end that is down does not tell the other that it polls.
@@ -96,6 +104,66 @@ pub fn make_wires() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A socket of the guest that sends as fast as it can.
+pub struct Sender {
+    socket: UdpSocket,
+    payload: Vec<u8>,
+}
+
+/// Frames per system call.
+const BATCH: usize = 64;
+
+impl Sender {
+    /// Of frames of `frame_bytes`, from the first local to the first remote VM.
+    pub fn open(frame_bytes: usize) -> Result<Self> {
+        let (from, to) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        run(&format!("ip link set {VM} address {LOCAL_MAC}"))?;
+        run(&format!("ip addr add {}/24 dev {VM}", Ipv4Addr::from(from)))?;
+        run(&format!(
+            "ip neigh replace {} lladdr {REMOTE_MAC} dev {VM} nud permanent",
+            Ipv4Addr::from(to)
+        ))?;
+        let socket = UdpSocket::bind((Ipv4Addr::from(from), 1000))?;
+        socket.connect((Ipv4Addr::from(to), 2000))?;
+        Ok(Self {
+            socket,
+            payload: vec![0x5a; frame_bytes - 42],
+        })
+    }
+
+    /// Send `BATCH` frames.
+    pub fn burst(&mut self) -> Result<()> {
+        let mut vector = libc::iovec {
+            iov_base: self.payload.as_mut_ptr().cast(),
+            iov_len: self.payload.len(),
+        };
+        // SAFETY: all zero is a valid header.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_iov = &mut vector;
+        message.msg_hdr.msg_iovlen = 1;
+        let mut messages = [message; BATCH];
+        let fd = self.socket.as_raw_fd();
+        // SAFETY: every header points to the vector, which outlives the call.
+        let sent = unsafe { libc::sendmmsg(fd, messages.as_mut_ptr(), BATCH as u32, 0) };
+        ensure!(
+            sent == BATCH as i32,
+            "{sent} of {BATCH} datagrams: {}",
+            std::io::Error::last_os_error()
+        );
+        Ok(())
+    }
+
+    /// Frames sent, in at least `time`.
+    pub fn run(&mut self, time: Duration) -> Result<(u64, Duration)> {
+        let (start, mut frames) = (Instant::now(), 0);
+        while start.elapsed() < time {
+            self.burst()?;
+            frames += BATCH as u64;
+        }
+        Ok((frames, start.elapsed()))
+    }
 }
 
 /// Bridge, VXLAN device with its default options, one remote, one entry for

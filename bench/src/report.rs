@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::contest::{Contestant, Results};
 
@@ -32,6 +31,16 @@ impl Spread {
             max: end(n.wrapping_sub(1)),
         }
     }
+
+    pub fn json(self) -> Value {
+        json!({ "median": self.median, "min": self.min, "max": self.max })
+    }
+}
+
+/// Ratio `a / b`, pair by pair: runs of the same turn stood side by side.
+pub fn ratio(a: &[f64], b: &[f64]) -> Spread {
+    let pairs: Vec<f64> = a.iter().zip(b).map(|(a, b)| a / b).collect();
+    Spread::of(&pairs)
 }
 
 fn rates(results: &Results, contestant: Contestant) -> &[f64] {
@@ -40,16 +49,6 @@ fn rates(results: &Results, contestant: Contestant) -> &[f64] {
         .iter()
         .find(|(c, _)| *c == contestant)
         .map_or(&[], |(_, r)| r)
-}
-
-/// Ratio `a / b`, pair by pair: runs of the same turn stood side by side.
-fn ratio(results: &Results, a: Contestant, b: Contestant) -> Spread {
-    let pairs: Vec<f64> = rates(results, a)
-        .iter()
-        .zip(rates(results, b))
-        .map(|(a, b)| a / b)
-        .collect();
-    Spread::of(&pairs)
 }
 
 /// Nanoseconds per frame beyond what generator and sink take by themselves.
@@ -77,52 +76,60 @@ pub fn table(all: &[Results]) -> String {
         );
         for (contestant, rates) in &results.rates {
             let rate = Spread::of(rates);
-            let to_kernel = ratio(results, *contestant, Contestant::Kernel).median;
+            let to_kernel = ratio(rates, self::rates(results, Contestant::Kernel)).median;
+            let marginal = marginal_ns(results, *contestant);
             let _ = writeln!(
                 out,
-                "  {:<14}{:>10.3}{:>18}{:>12.2}{:>12.0}",
+                "  {:<14}{:>10.3}{:>18}{:>12.2}{:>12}",
                 contestant.name(),
                 rate.median / 1e6,
                 format!("{:.3} - {:.3}", rate.min / 1e6, rate.max / 1e6),
                 to_kernel,
-                marginal_ns(results, *contestant),
+                if marginal.is_nan() {
+                    "-".to_owned()
+                } else {
+                    format!("{marginal:.0}")
+                },
             );
         }
-        let share = ratio(results, Contestant::Vtep, Contestant::Redirect);
-        let _ = writeln!(
-            out,
-            "  vtep keeps {:.2} of a plain redirect ({:.2} - {:.2})",
-            share.median, share.min, share.max
-        );
+        let redirect = rates(results, Contestant::Redirect);
+        let share = ratio(rates(results, Contestant::Vtep), redirect);
+        if !redirect.is_empty() {
+            let _ = writeln!(
+                out,
+                "  vtep keeps {:.2} of a plain redirect ({:.2} - {:.2})",
+                share.median, share.min, share.max
+            );
+        }
     }
     out
 }
 
-pub fn json(all: &[Results]) -> Result<String> {
-    let scenarios: Vec<_> = all
-        .iter()
-        .map(|results| {
-            let contestants: Vec<_> = results
-                .rates
-                .iter()
-                .map(|(contestant, rates)| {
-                    let rate = Spread::of(rates);
-                    let to_kernel = ratio(results, *contestant, Contestant::Kernel);
-                    json!({
-                        "name": contestant.name(),
-                        "frames_per_s": { "median": rate.median, "min": rate.min, "max": rate.max },
-                        "ratio_to_kernel": { "median": to_kernel.median, "min": to_kernel.min, "max": to_kernel.max },
-                        "marginal_ns_per_frame": marginal_ns(results, *contestant),
-                        "runs": rates,
-                    })
+pub fn json(all: &[Results]) -> Vec<Value> {
+    let scenario = |results: &Results| {
+        let contestants: Vec<_> = results
+            .rates
+            .iter()
+            .map(|(contestant, rates)| {
+                let to_kernel = ratio(rates, self::rates(results, Contestant::Kernel));
+                json!({
+                    "name": contestant.name(),
+                    "frames_per_s": Spread::of(rates).json(),
+                    "ratio_to_kernel": to_kernel.json(),
+                    "marginal_ns_per_frame": marginal_ns(results, *contestant),
+                    "runs": rates,
                 })
-                .collect();
-            json!({ "scenario": results.scenario.direction.name(), "frame_bytes": 64, "flows": results.scenario.flows, "contestants": contestants })
+            })
+            .collect();
+        json!({
+            "scenario": results.scenario.direction.name(),
+            "port": results.scenario.port.name(),
+            "frame_bytes": 64,
+            "flows": results.scenario.flows,
+            "contestants": contestants,
         })
-        .collect();
-    Ok(serde_json::to_string_pretty(
-        &json!({ "scenarios": scenarios }),
-    )?)
+    };
+    all.iter().map(scenario).collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use vtep_common::{MacAddr, checksum};
 
+/// linux/if_packet.h
+const PACKET_VNET_HDR: i32 = 15;
+
 /// An AF_PACKET socket bound to one device. Sends and sees whole frames.
 #[derive(Debug)]
 pub struct Socket {
@@ -55,6 +58,14 @@ impl Socket {
         this.option(libc::SOL_PACKET, libc::PACKET_AUXDATA, 1)?;
         this.option(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 64 << 20)?;
         this.option(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, 8 << 20)?;
+        Ok(this)
+    }
+
+    /// The same, with a virtio-net header in front of every frame: unfinished
+    /// checksums and superframes, as a guest's stack and its device exchange them.
+    pub fn with_headers(device: &str) -> Result<Self> {
+        let this = Self::open(device)?;
+        this.option(libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
         Ok(this)
     }
 
@@ -130,7 +141,8 @@ impl Socket {
         if !self.wait(time)? {
             return Ok(None);
         }
-        let mut buffer = vec![0u8; 65536];
+        // The largest superframe, and what may stand in front of it.
+        let mut buffer = vec![0u8; 65536 + 64];
         let mut vector = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),
@@ -193,6 +205,25 @@ impl Socket {
         let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
         ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
         Ok(ready > 0)
+    }
+
+    /// Frames since the last look that came and did not fit the buffer.
+    pub fn missed(&self) -> Result<u32> {
+        // SAFETY: all zero is a valid value.
+        let mut statistics: libc::tpacket_stats = unsafe { std::mem::zeroed() };
+        let mut length = size_of_val(&statistics) as libc::socklen_t;
+        // SAFETY: the option writes at most `length` bytes of `statistics`.
+        let status = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_STATISTICS,
+                (&raw mut statistics).cast(),
+                &mut length,
+            )
+        };
+        ensure!(status == 0, "statistics: {}", io::Error::last_os_error());
+        Ok(statistics.tp_drops)
     }
 
     /// Frames that `keep` wants, until `count` of them came or `time` is over.

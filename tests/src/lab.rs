@@ -7,11 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use vtep_common::MacAddr;
 
 use crate::netns::Netns;
+use crate::tap::Machine;
 
 /// VNI of the segment that every host has.
 pub const VNI: u32 = 100;
-/// MTU inside the VMs.
+/// MTU inside the VMs, where nothing else is said.
 pub const VM_MTU: u32 = 1450;
+/// MTU of a veth that nobody changed.
+const VETH_MTU: u32 = 1500;
 
 /// What the hosts reach each other by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,11 +25,11 @@ pub enum Family {
 }
 
 impl Family {
-    /// Just enough for what the VMs send.
-    pub const fn underlay_mtu(self) -> u32 {
+    /// What a tunnel takes from the MTU.
+    pub const fn overhead(self) -> u32 {
         match self {
-            Self::V4 => VM_MTU + 50,
-            Self::V6 => VM_MTU + 70,
+            Self::V4 => 50,
+            Self::V6 => 70,
         }
     }
 
@@ -71,6 +74,8 @@ pub struct Options {
     pub vxlan: String,
     pub udp_port: u16,
     pub underlay: Family,
+    /// `None`: just enough for [`VM_MTU`].
+    pub underlay_mtu: Option<u32>,
     /// Whether hosts have bridge and VXLAN device, and VMs are plugged in;
     /// without, the test makes them.
     pub segment: bool,
@@ -83,6 +88,7 @@ impl Default for Options {
             vxlan: String::new(),
             udp_port: 4789,
             underlay: Family::V4,
+            underlay_mtu: None,
             segment: true,
         }
     }
@@ -113,6 +119,20 @@ pub const UPLINK: &str = "uplink0";
 pub const BRIDGE: &str = "br100";
 pub const VXLAN: &str = "vxlan100";
 
+/// How a VM is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guest {
+    /// A veth without offloads: frames as they look on a wire.
+    Plain,
+    /// A veth as it is made: unfinished checksums and superframes both ways. Its
+    /// end does not poll, so it loses redirected frames.
+    Veth,
+    /// The same, with GRO on in the guest: it polls.
+    PollingVeth,
+    /// A tap whose owner exchanges virtio-net headers.
+    Tap,
+}
+
 /// One VM: a namespace with `eth0`, whose other end is a port of a host's bridge.
 #[derive(Debug)]
 pub struct Vm {
@@ -121,6 +141,8 @@ pub struct Vm {
     pub address: Ipv4Addr,
     /// Name of the host's end.
     pub port: String,
+    /// Of a tap.
+    pub machine: Option<Machine>,
 }
 
 #[derive(Debug)]
@@ -129,6 +151,9 @@ pub struct Lab {
     pub hosts: Vec<Host>,
     pub vms: Vec<Vm>,
     pub underlay: Family,
+    /// Inside the VMs.
+    pub vm_mtu: u32,
+    underlay_mtu: u32,
     segment: bool,
 }
 
@@ -155,11 +180,15 @@ impl Lab {
                 "1",
             )?)
         })?;
+        let overhead = options.underlay.overhead();
+        let underlay_mtu = options.underlay_mtu.unwrap_or(VM_MTU + overhead);
         let mut lab = Self {
             router,
             hosts: Vec::new(),
             vms: Vec::new(),
             underlay: options.underlay,
+            vm_mtu: underlay_mtu - overhead,
+            underlay_mtu,
             segment: options.segment,
         };
         for number in 0..options.hosts {
@@ -180,7 +209,7 @@ impl Lab {
             "ip link add {far} address {gateway_mac} type veth peer name {UPLINK} address {uplink_mac} netns {}",
             netns.name()
         ))?;
-        let mtu = underlay.underlay_mtu();
+        let mtu = self.underlay_mtu;
         for (netns, device, address) in [(&self.router, &*far, gateway), (&netns, UPLINK, address)]
         {
             wire(netns, device, mtu)?;
@@ -213,9 +242,10 @@ impl Lab {
         netns.run_all(&format!(
             "ip link add {BRIDGE} type bridge
              ip link add {VXLAN} type vxlan id {VNI} local {address} dstport {udp_port} {vxlan}
-             ip link set {VXLAN} mtu {VM_MTU} master {BRIDGE}
+             ip link set {VXLAN} mtu {} master {BRIDGE}
              ip link set {VXLAN} up
-             ip link set {BRIDGE} up"
+             ip link set {BRIDGE} up",
+            self.vm_mtu
         ))?;
         // Everybody floods to everybody else.
         for other in &self.hosts {
@@ -232,23 +262,44 @@ impl Lab {
 
     /// A VM that sends plain frames (no offloads) behind a port of `host`.
     pub fn add_vm(&mut self, host: usize) -> Result<usize> {
+        self.add_guest(host, Guest::Plain)
+    }
+
+    /// A VM behind a port of `host`.
+    pub fn add_guest(&mut self, host: usize, guest: Guest) -> Result<usize> {
         let number = self.vms.len() as u8 + 1;
         let mac = MacAddr([2, 0, 0, 0, 0, number]);
         let address = Ipv4Addr::new(10, 0, 0, number);
         let netns = Netns::new(&format!("vm{number}"))?;
         let port = format!("port{number}");
         let host = &self.hosts[host].netns;
-        host.run(&format!(
-            "ip link add {port} type veth peer name eth0 address {mac} netns {}",
-            netns.name()
-        ))?;
-        wire(&netns, "eth0", VM_MTU)?;
+        let mut machine = None;
+        if guest == Guest::Tap {
+            machine = Some(Machine::start(&netns, host, &port)?);
+            netns.run(&format!("ip link set eth0 address {mac}"))?;
+        } else {
+            host.run(&format!(
+                "ip link add {port} type veth peer name eth0 address {mac} netns {}",
+                netns.name()
+            ))?;
+        }
+        if guest == Guest::Plain {
+            wire(&netns, "eth0", self.vm_mtu)?;
+        }
         netns.run_all(&format!(
-            "ip addr add {address}/24 dev eth0
-             ip link set eth0 up"
+            "ip link set eth0 mtu {}
+             ip addr add {address}/24 dev eth0
+             ip link set eth0 up",
+            self.vm_mtu
         ))?;
+        if guest == Guest::PollingVeth {
+            netns.run("ethtool -K eth0 gro on")?;
+        }
+        if self.vm_mtu > VETH_MTU {
+            host.run(&format!("ip link set {port} mtu {}", self.vm_mtu))?;
+        }
         if self.segment {
-            plug(host, &port)?;
+            plug(host, &port, guest)?;
         } else {
             host.run(&format!("ethtool -K {port} gro on"))?;
         }
@@ -257,6 +308,7 @@ impl Lab {
             mac,
             address,
             port,
+            machine,
         });
         Ok(self.vms.len() - 1)
     }
@@ -269,7 +321,7 @@ impl Lab {
         self.hosts[from]
             .netns
             .run(&format!("ip link set {port} netns {}", to.name()))?;
-        plug(to, port)
+        plug(to, port, Guest::Plain)
     }
 
     /// A second address of a host's uplink, by which the router reaches it too.
@@ -343,11 +395,16 @@ fn add_address(netns: &Netns, address: IpAddr, bits: u8, device: &str) -> Result
 /// GRO is turned on after "up", and off before, because only a change while the
 /// device is up tells the peer that redirected frames are taken
 /// (drivers/net/veth.c, veth_set_features).
-fn plug(host: &Netns, port: &str) -> Result<()> {
+fn plug(host: &Netns, port: &str, guest: Guest) -> Result<()> {
     host.run_all(&format!(
         "ip link set {port} master {BRIDGE}
-         ip link set {port} up
-         ethtool -K {port} gro off
-         ethtool -K {port} gro on"
-    ))
+         ip link set {port} up"
+    ))?;
+    if matches!(guest, Guest::Plain | Guest::PollingVeth) {
+        host.run_all(&format!(
+            "ethtool -K {port} gro off
+             ethtool -K {port} gro on"
+        ))?;
+    }
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! two devices, and a TCP session that must live on.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::frames::{Socket, ethernet, ipv4_udp};
 use crate::lab::Vm;
+use crate::netns::Netns;
 
 /// UDP port of the stream.
 const PORT: u16 = 4000;
@@ -286,4 +287,60 @@ fn talk(
         std::thread::sleep(Duration::from_millis(2));
     }
     Ok(report)
+}
+
+/// What a sender writes at an offset, so that nothing lost, doubled or swapped
+/// goes unnoticed.
+fn pattern(at: usize) -> u8 {
+    (at ^ (at >> 8) ^ (at >> 16)) as u8
+}
+
+/// A TCP connection from one namespace to another, without delay and with a
+/// limit to all waiting.
+pub fn connect(from: &Netns, to: &Netns, address: IpAddr) -> Result<(TcpStream, TcpStream)> {
+    let limit = Duration::from_secs(10);
+    let listener = to.enter(|| {
+        let any: IpAddr = match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        TcpListener::bind((any, 0)).context("listen")
+    })?;
+    let to = SocketAddr::from((address, listener.local_addr()?.port()));
+    let near = from.enter(|| TcpStream::connect_timeout(&to, limit).context("connect"))?;
+    let (far, _) = listener.accept()?;
+    for stream in [&near, &far] {
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+    }
+    Ok((near, far))
+}
+
+/// Move `bytes` over a connection and look at every one of them.
+pub fn transfer(mut from: &TcpStream, mut to: &TcpStream, bytes: usize) -> Result<()> {
+    const CHUNK: usize = 256 << 10;
+    let data: Vec<u8> = (0..bytes).map(pattern).collect();
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| -> Result<()> {
+            for chunk in data.chunks(CHUNK) {
+                from.write_all(chunk).context("send")?;
+            }
+            Ok(())
+        });
+        let mut received = vec![0; bytes];
+        let result = to.read_exact(&mut received).context("receive");
+        let sent = sender
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        result.and(sent)?;
+        match received
+            .iter()
+            .zip(&data)
+            .position(|(got, sent)| got != sent)
+        {
+            Some(at) => bail!("byte {at} of {bytes} is another one"),
+            None => Ok(()),
+        }
+    })
 }

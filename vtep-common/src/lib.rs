@@ -19,4 +19,4 @@ pub mod outcome;
 pub mod wire;
 
 pub use addr::{MacAddr, Vni};
-pub use outcome::Outcome;
+pub use outcome::{Fate, Outcome};

@@ -120,11 +120,28 @@ impl Outcome {
 
     /// Whether the frame took the fast path (as opposed to passed or dropped).
     pub const fn is_fast(self) -> bool {
-        matches!(
-            self,
-            Self::IngressLocal | Self::IngressLocalStack | Self::EgressRemote | Self::EgressLocal
-        )
+        matches!(self.fate(), Fate::Fast)
     }
+
+    pub const fn fate(self) -> Fate {
+        match self {
+            Self::IngressLocal | Self::IngressLocalStack => Fate::Fast,
+            Self::EgressRemote | Self::EgressLocal => Fate::Fast,
+            Self::IngressDropOwnSource
+            | Self::IngressDropUnknownPeer
+            | Self::EgressDropNoMemory => Fate::Dropped,
+            _ => Fate::Passed,
+        }
+    }
+}
+
+/// What an outcome comes down to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    Fast,
+    /// Handed to the kernel, unchanged.
+    Passed,
+    Dropped,
 }
 
 #[cfg(test)]
@@ -137,6 +154,12 @@ mod tests {
             assert!((*a as u32) < Outcome::SLOTS);
             assert!(*a as u32 != 0, "0 is reserved");
             assert_eq!(a.is_ingress(), a.name().starts_with("ingress-"));
+            let fate = match a.name() {
+                name if name.contains("-pass-") => Fate::Passed,
+                name if name.contains("-drop-") => Fate::Dropped,
+                _ => Fate::Fast,
+            };
+            assert_eq!(a.fate(), fate, "{a:?}");
             assert!(
                 a.name()
                     .bytes()

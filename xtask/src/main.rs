@@ -6,10 +6,12 @@ mod demo;
 mod leftovers;
 mod lint;
 mod load;
+mod results;
 mod run;
 mod setup;
 mod test;
 mod toolchain;
+mod vm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,6 +50,9 @@ enum Verb {
         /// Short rounds: under two minutes
         #[arg(long)]
         quick: bool,
+        /// Ports with offloads instead: TCP, and 64-byte UDP; under three minutes
+        #[arg(long, conflicts_with = "quick")]
+        tcp: bool,
         /// JSON instead of the table
         #[arg(long)]
         json: bool,
@@ -68,6 +73,14 @@ enum Verb {
         oracle: bool,
         #[command(flatten)]
         options: test::OracleOptions,
+    },
+    /// Lab tests in a virtual machine with a distribution's kernel
+    Vm {
+        /// Only tests whose name contains this
+        filter: Option<String>,
+        /// Series of Debian's kernels
+        #[arg(long, value_enum, default_value_t = vm::Series::V6_12)]
+        kernel: vm::Series,
     },
     /// Start the daemon on this machine's own NICs and wait until it is ready
     Load {
@@ -96,11 +109,13 @@ fn main() -> ExitCode {
         Verb::Demo => demo::demo(),
         Verb::Bench {
             quick,
+            tcp,
             json,
             rounds,
         } => {
             let mut options = vec![format!("--rounds={rounds}")];
             options.extend(quick.then(|| "--quick".to_owned()));
+            options.extend(tcp.then(|| "--tcp".to_owned()));
             options.extend(json.then(|| "--json".to_owned()));
             demo::bench(&options)
         }
@@ -111,6 +126,7 @@ fn main() -> ExitCode {
             ..
         } => test::oracle(&options),
         Verb::Test { filter, .. } => return test::run_all(filter.as_deref()),
+        Verb::Vm { filter, kernel } => return vm::verb(filter.as_deref(), kernel),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
         Verb::Unload { instance } => load::unload(&instance),
     };

@@ -169,16 +169,17 @@ fn load_empty_xdp() -> std::io::Result<()> {
 fn network_devices() -> Result<()> {
     const SCRIPT: &str = "ip link add br0 type bridge &&
         ip link add a0 type veth peer name b0 &&
+        ip tuntap add tap0 mode tap &&
         ip link add vxlan0 type vxlan id 1 local 127.0.0.1 dstport 4789";
     ensure!(
         has("ip"),
-        "bridge, veth and vxlan devices: not looked at, `ip` is missing"
+        "bridge, veth, tap and vxlan devices: not looked at, `ip` is missing"
     );
     let path = format!("PATH={}", root_path().display());
     quiet(as_root("unshare")?.args(["--net", "env", &path, "sh", "-c", SCRIPT])).context(
-        "the kernel makes no network namespaces with bridge, veth and vxlan devices: boot one with \
-         CONFIG_NET_NS, CONFIG_BRIDGE, CONFIG_VETH and CONFIG_VXLAN, and in a container allow \
-         CAP_SYS_ADMIN",
+        "the kernel makes no network namespaces with bridge, veth, tap and vxlan devices: boot one \
+         with CONFIG_NET_NS, CONFIG_BRIDGE, CONFIG_VETH, CONFIG_TUN and CONFIG_VXLAN, and in a \
+         container allow CAP_SYS_ADMIN and pass /dev/net/tun",
     )?;
     Ok(())
 }

@@ -2,17 +2,17 @@
 //! everything that needs the kernel as root. Whatever happens, namespaces are
 //! removed and the last line is the sum over all tests.
 
-use std::io::{BufRead as _, BufReader, IsTerminal as _};
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::results::{Shown, Sum};
 use crate::run::{as_root, can_be_root, cargo, interrupted, is_root, root_path, run};
-use crate::{build, demo, leftovers, setup};
+use crate::{build, demo, leftovers, setup, vm};
 
 /// Time for test programs to end after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(3);
@@ -59,18 +59,7 @@ pub fn run_all(filter: Option<&str>) -> ExitCode {
         sum.failed += 1;
     }
     leftovers::remove();
-    for name in &sum.failures {
-        eprintln!("test: failed: {name}");
-    }
-    if interrupted() {
-        eprintln!("test: interrupted");
-    }
-    println!("{sum}");
-    match (interrupted(), sum.failed) {
-        (true, _) => ExitCode::from(130),
-        (false, 0) => ExitCode::SUCCESS,
-        (false, _) => ExitCode::FAILURE,
-    }
+    sum.report()
 }
 
 fn suites(sum: &mut Sum, filter: Option<&str>) -> Result<()> {
@@ -99,10 +88,25 @@ fn suites(sum: &mut Sum, filter: Option<&str>) -> Result<()> {
             return Ok(());
         }
     }
+    in_machine(sum, filter);
     if sum.passed + sum.failed + sum.skipped == 0 {
         bail!("no test is named like `{}`", filter.unwrap_or(""));
     }
     Ok(())
+}
+
+/// Tests of what the running kernel may lack. Where no virtual machine can be had
+/// they are skipped, loudly.
+fn in_machine(sum: &mut Sum, filter: Option<&str>) {
+    match vm::prepare(vm::Series::V6_12) {
+        Ok(kernel) => {
+            if let Err(error) = vm::run(&kernel, vm::Choice::Own(filter), sum) {
+                eprintln!("test: {}: {error:#}", vm::WHAT);
+                sum.failed += 1;
+            }
+        }
+        Err(error) => sum.add(&format!("SKIPPED {}: {error:#}", vm::WHAT)),
+    }
 }
 
 /// Compiled as the user, run as root: cargo's own files stay the user's.
@@ -130,57 +134,6 @@ fn kernel_cargo() -> Result<Command> {
         command.args(["--config", &format!("target.'cfg(all())'.runner={runner}")]);
     }
     Ok(command)
-}
-
-/// Results over all test programs.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Sum {
-    passed: u32,
-    failed: u32,
-    skipped: u32,
-    failures: Vec<String>,
-    /// Programs that said "running N tests" and have not said their result.
-    open: u32,
-}
-
-impl Sum {
-    /// One line of a test program.
-    fn add(&mut self, line: &str) {
-        if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
-            self.open += 1;
-        } else if let Some(counts) = line.strip_prefix("test result: ") {
-            self.open = self.open.saturating_sub(1);
-            self.passed += count(counts, " passed");
-            self.failed += count(counts, " failed");
-            self.skipped += count(counts, " ignored");
-        } else if let Some((name, result)) = test_line(line)
-            && result.starts_with("FAILED")
-        {
-            self.failures.push(name.to_owned());
-        }
-    }
-}
-
-impl std::fmt::Display for Sum {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed", self.passed, self.failed)?;
-        if self.skipped > 0 {
-            write!(f, ", {} skipped", self.skipped)?;
-        }
-        Ok(())
-    }
-}
-
-/// `test NAME ... RESULT`.
-fn test_line(line: &str) -> Option<(&str, &str)> {
-    line.strip_prefix("test ")?.split_once(" ... ")
-}
-
-/// The number before a word: "3 passed; 0 failed".
-fn count(text: &str, word: &str) -> u32 {
-    let before = text.split(word).next().unwrap_or("");
-    let number = before.rsplit(' ').next().and_then(|n| n.parse().ok());
-    number.unwrap_or(0)
 }
 
 /// One cargo invocation.
@@ -259,83 +212,5 @@ fn end_when_interrupted(group: u32, over: &AtomicBool) {
             since = Instant::now();
         }
         std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// What is seen of the lines: everything, or on a terminal a bar and everything
-/// but success.
-struct Shown {
-    bar: Option<ProgressBar>,
-}
-
-impl Shown {
-    fn new(what: &str) -> Self {
-        let style = ProgressStyle::with_template("test: {prefix} {bar:30} {pos}/{len} {wide_msg}");
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-                .with_prefix(what.to_owned())
-        });
-        Self { bar }
-    }
-
-    fn line(&mut self, line: &str) {
-        let Some(bar) = &self.bar else {
-            println!("{line}");
-            return;
-        };
-        let good = |result: &str| result == "ok" || result.starts_with("ignored");
-        if let Some((name, result)) = test_line(line)
-            && good(result)
-        {
-            bar.inc(1);
-            bar.set_message(name.to_owned());
-        } else if line.starts_with("running ") {
-            bar.inc_length(u64::from(count(line, " test")));
-        } else if !line.trim().is_empty() {
-            if test_line(line).is_some() {
-                bar.inc(1);
-            }
-            bar.suspend(|| println!("{line}"));
-        }
-    }
-}
-
-impl Drop for Shown {
-    fn drop(&mut self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_of_test_programs_add_up() {
-        let mut sum = Sum::default();
-        for line in [
-            "running 3 tests",
-            "test model::moves_at_once ... ok",
-            "test model::ages ... FAILED",
-            "test model::late ... ignored",
-            "test result: FAILED. 12 passed; 3 failed; 1 ignored; 0 measured; 0 filtered out",
-            "running 1 test",
-        ] {
-            sum.add(line);
-        }
-        assert_eq!(sum.failures, ["model::ages"]);
-        assert_eq!(sum.open, 1, "the second program has not said its result");
-        assert_eq!(sum.to_string(), "12 passed, 3 failed, 1 skipped");
-    }
-
-    #[test]
-    fn sum_without_skips_names_none() {
-        let mut sum = Sum::default();
-        sum.add("test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 2 filtered out");
-        assert_eq!(sum.to_string(), "5 passed, 0 failed");
-        assert_eq!(count("nothing", " passed"), 0);
     }
 }

@@ -12,6 +12,7 @@ use super::{
     A, A2, C, Case, FAR, FAR_IP, Inner, KINDS, LONGEST, NEAR, NEAR_IP, PLAIN_KINDS, Rng, Station,
     Way, World, any_kind, any_length, egress_way, inner, payload, stations,
 };
+use crate::lab::VM_MTU;
 use crate::twins::Tap;
 
 /// Frames with consecutive numbers that go in at one place and are of one sort.
@@ -78,7 +79,7 @@ impl Grammar {
     fn longest(&self, tap: Tap) -> usize {
         match tap {
             // As much longer as the header is.
-            Tap::Wire => (self.world.underlay.underlay_mtu() + 18) as usize,
+            Tap::Wire => (VM_MTU + self.world.underlay.overhead() + 18) as usize,
             Tap::A => LONGEST,
             // As far as its own MTU lets it.
             Tap::C => LONGEST.min(self.world.local_max + 4),

@@ -11,7 +11,7 @@ use vtep_common::MacAddr;
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
 use crate::frames::{Inbox, Socket, ethernet, ipv4_udp};
-use crate::lab::{BRIDGE, Family, Lab, Options, UPLINK, VXLAN};
+use crate::lab::{BRIDGE, Family, Lab, Options, UPLINK, VM_MTU, VXLAN};
 
 /// For everything that has to come.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
@@ -67,7 +67,7 @@ impl Side {
                 "1",
             )?)
         })?;
-        let mtu = device.underlay.underlay_mtu() + 8;
+        let mtu = VM_MTU + device.underlay.overhead() + 8;
         lab.router.run(&format!("ip link set to1 mtu {mtu}"))?;
         host.netns.enter(|| {
             for (key, value) in STEADY {

@@ -65,7 +65,7 @@ fn steps_of_the_guide_make_an_accelerated_segment() {
     println!("{outputs}");
     for part in [
         "5 received, 0% packet loss",
-        "port1  100  xdp   native  yes",
+        "port1  100  xdp   native  xdp      yes",
         "dst 198.51.100.2",
         "192.0.2.1",
         "egress-remote",

@@ -10,6 +10,8 @@ mod late;
 mod life;
 mod mirror;
 mod moves;
+mod offload;
 mod oracle;
 mod reasons;
 mod traffic;
+mod underlay;

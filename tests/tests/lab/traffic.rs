@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
 use vtep_tests::daemon::Daemon;
 use vtep_tests::lab::{Family, Lab};
 use vtep_tests::streams::{Session, Stream};
@@ -73,38 +72,11 @@ fn local_ports_of_one_segment_are_switched(underlay: Family) {
     assert!(daemon.frames("egress-local").unwrap() >= 40);
 }
 
-#[test]
-fn port_with_offloads_is_left_to_the_kernel_with_a_reason() {
-    if !is_root("port_with_offloads_is_left_to_the_kernel_with_a_reason") {
-        return;
-    }
-    let mut lab = Lab::new().unwrap();
-    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
-    lab.vms[a]
-        .netns
-        .run("ethtool -K eth0 tx on tso on gso on")
-        .unwrap();
-    // Nothing said about the port: it might use offloads.
-    let daemon = Daemon::with_config(&lab.hosts[0], "").unwrap();
-    let status = daemon.json(&["status"]).unwrap();
-    let port = &status["ports"][0];
-    assert_eq!(port["accelerated"], Value::Bool(false));
-    assert_eq!(port["hook"], Value::Null);
-    assert!(
-        port["reason"].as_str().unwrap().contains("offload"),
-        "{port}"
-    );
-    let session = Session::start(&lab.vms[a], &lab.vms[b]).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    assert!(session.finish().unwrap().round_trips > 20);
-    assert_eq!(daemon.frames("egress-remote").unwrap(), 0);
-}
-
 /// A veth hands redirected frames on only where its other end polls; it loses
 /// them in silence otherwise (the trap of STYLE and of every XDP newcomer).
 #[test]
-fn port_that_would_lose_redirected_frames_is_left_to_the_kernel() {
-    if !is_root("port_that_would_lose_redirected_frames_is_left_to_the_kernel") {
+fn port_that_would_lose_redirected_frames_is_served_through_the_stack() {
+    if !is_root("port_that_would_lose_redirected_frames_is_served_through_the_stack") {
         return;
     }
     let mut lab = Lab::new().unwrap();
@@ -112,15 +84,10 @@ fn port_that_would_lose_redirected_frames_is_left_to_the_kernel() {
     lab.vms[a].netns.run("ethtool -K eth0 gro off").unwrap();
     let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[a].port]).unwrap();
     let port = || daemon.json(&["status"]).unwrap()["ports"][0].clone();
-    assert_eq!(port()["accelerated"], Value::Bool(false));
-    assert!(
-        port()["reason"].as_str().unwrap().contains("gro on"),
-        "{}",
-        port()
-    );
+    assert_eq!(port()["ingress"], "stack");
     let stream = Stream::start(&lab.vms[b], &lab.vms[a], 10_000).unwrap();
-    // Switched on and off while frames come: accelerated, and not any more.
-    for (state, accelerated) in [("on", true), ("off", false), ("on", true)] {
+    // Switched on and off while frames come.
+    for (state, way) in [("on", "xdp"), ("off", "stack"), ("on", "xdp")] {
         std::thread::sleep(Duration::from_millis(200));
         lab.vms[a]
             .netns
@@ -129,7 +96,7 @@ fn port_that_would_lose_redirected_frames_is_left_to_the_kernel() {
         wait_until(
             Duration::from_secs(2),
             &format!("GRO {state} is noticed"),
-            || Ok(port()["accelerated"] == Value::Bool(accelerated)),
+            || Ok(port()["ingress"] == way),
         )
         .unwrap();
     }

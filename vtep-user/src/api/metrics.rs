@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
-use super::types::{Stats, Status};
+use super::types::{Count, SegmentStats, Stats, Status};
 
 /// Of the answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -93,29 +93,15 @@ impl Collector for Page {
             counter(&mut bytes, &[("outcome", name)], count.bytes)?;
         }
 
-        let help = "Frames by segment and direction";
+        let help = "Frames by segment, direction and fate";
         let mut frames = family(out, "vtep_segment_frames", help, MetricType::Counter)?;
-        for segment in &stats.segments {
-            let vni = segment.vni.to_string();
-            for (direction, count) in [("ingress", segment.ingress), ("egress", segment.egress)] {
-                counter(
-                    &mut frames,
-                    &[("vni", &vni), ("direction", direction)],
-                    count.frames,
-                )?;
-            }
+        for (labels, count) in directions(&stats.segments) {
+            counter(&mut frames, &labels.each(), count.frames)?;
         }
-        let help = "Bytes by segment and direction";
+        let help = "Bytes by segment, direction and fate";
         let mut bytes = family(out, "vtep_segment_bytes", help, MetricType::Counter)?;
-        for segment in &stats.segments {
-            let vni = segment.vni.to_string();
-            for (direction, count) in [("ingress", segment.ingress), ("egress", segment.egress)] {
-                counter(
-                    &mut bytes,
-                    &[("vni", &vni), ("direction", direction)],
-                    count.bytes,
-                )?;
-            }
+        for (labels, count) in directions(&stats.segments) {
+            counter(&mut bytes, &labels.each(), count.bytes)?;
         }
 
         let help = "1: the uplink is accelerated";
@@ -144,6 +130,45 @@ impl Collector for Page {
         }
         Ok(())
     }
+}
+
+struct Labels {
+    vni: String,
+    direction: &'static str,
+    fate: &'static str,
+}
+
+impl Labels {
+    fn each(&self) -> [(&str, &str); 3] {
+        let Self {
+            vni,
+            direction,
+            fate,
+        } = self;
+        [("vni", vni), ("direction", direction), ("fate", fate)]
+    }
+}
+
+fn directions(segments: &[SegmentStats]) -> impl Iterator<Item = (Labels, Count)> {
+    segments.iter().flat_map(|segment| {
+        let both = [("ingress", segment.ingress), ("egress", segment.egress)];
+        both.into_iter().flat_map(|(direction, counts)| {
+            let fates = [
+                ("fast", counts.fast),
+                ("passed", counts.passed),
+                ("dropped", counts.dropped),
+            ];
+            fates.map(|(fate, count)| {
+                let vni = segment.vni.to_string();
+                let labels = Labels {
+                    vni,
+                    direction,
+                    fate,
+                };
+                (labels, count)
+            })
+        })
+    })
 }
 
 fn gauge(
@@ -198,8 +223,8 @@ mod tests {
             "vtep_updates_total 12",
             "vtep_map_full_total 0",
             "vtep_bytes_total{outcome=\"egress-remote\"} 64000",
-            "vtep_segment_frames_total{vni=\"100\",direction=\"egress\"} 1000",
-            "vtep_segment_bytes_total{vni=\"100\",direction=\"ingress\"} 0",
+            "vtep_segment_frames_total{vni=\"100\",direction=\"egress\",fate=\"fast\"} 1000",
+            "vtep_segment_bytes_total{vni=\"100\",direction=\"ingress\",fate=\"passed\"} 0",
             "vtep_uplink_accelerated{uplink=\"eth1\"} 1",
             "vtep_segment_accelerated{vni=\"100\",vxlan=\"vxlan100\"} 1",
             "vtep_port_accelerated{vni=\"100\",port=\"veth1\"} 0",

@@ -154,8 +154,11 @@ pub fn stats() -> Stats {
         segments: vec![SegmentStats {
             vni: vni(),
             segment: 1,
-            ingress: Count::default(),
-            egress: moved,
+            ingress: DirectionStats::default(),
+            egress: DirectionStats {
+                fast: moved,
+                ..DirectionStats::default()
+            },
             outcomes: BTreeMap::from([(Outcome::EgressRemote.name().into(), moved)]),
         }],
     }

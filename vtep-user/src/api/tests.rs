@@ -343,6 +343,7 @@ fn openapi_lists_exactly_the_fields_of_the_types() {
         ("Count", keys(Count::default())),
         ("Stats", keys(testing::stats())),
         ("SegmentStats", keys(&testing::stats().segments[0])),
+        ("DirectionStats", keys(DirectionStats::default())),
         ("ResyncReport", keys(testing::resync())),
     ]);
     let mut described: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

@@ -426,8 +426,10 @@ pub struct RemoteRow {
     pub reason: Option<String>,
 }
 
-/// Frames and bytes since the programs were loaded. Bytes count whole Ethernet
-/// frames as they came to the program.
+/// Frames and bytes since the programs were loaded, as a program met them: a
+/// superframe of a port with offloads counts once, with its own length. Bytes
+/// count whole Ethernet frames: of fast ones from the wire the inner frame, of
+/// passed and dropped ones all that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Count {
     pub frames: u64,
@@ -447,12 +449,22 @@ pub struct Stats {
 pub struct SegmentStats {
     pub vni: Vni,
     pub segment: SegmentId,
-    /// All frames from the wire.
-    pub ingress: Count,
-    /// All frames from ports.
-    pub egress: Count,
+    /// From the wire.
+    pub ingress: DirectionStats,
+    /// From ports.
+    pub egress: DirectionStats,
     /// The non-zero ones.
     pub outcomes: BTreeMap<String, Count>,
+}
+
+/// All frames of one direction; every frame is in exactly one of the three.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DirectionStats {
+    /// Forwarded past the kernel.
+    pub fast: Count,
+    /// Left to the kernel.
+    pub passed: Count,
+    pub dropped: Count,
 }
 
 /// Answer of `POST /v1/resync`: what the full dump led to.

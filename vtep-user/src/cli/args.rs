@@ -104,6 +104,9 @@ Examples:
     /// Show frames and bytes per outcome, segment and direction
     #[command(after_help = "\
 Only outcomes that happened are listed; JSON has all of them.
+Frames are counted as a program meets them: a superframe of a port with offloads
+counts once, with its own length. Bytes are those of whole Ethernet frames: of
+fast ones from the wire the inner frame, of passed and dropped ones all that came.
 
 Examples:
   vtep stats

@@ -230,7 +230,9 @@ async fn json_of_the_fixed_interfaces_is_as_designed() {
     assert_eq!(
         stats["segments"],
         serde_json::json!([{
-            "vni": 100, "segment": 1, "ingress": zero, "egress": counted,
+            "vni": 100, "segment": 1,
+            "ingress": {"fast": zero, "passed": zero, "dropped": zero},
+            "egress": {"fast": counted, "passed": zero, "dropped": zero},
             "outcomes": {"egress-remote": counted},
         }])
     );

@@ -5,8 +5,8 @@ use std::fmt::Display;
 
 use super::table::{Colour, Table};
 use crate::api::types::{
-    Count, FdbRow, Hook, IngressWay, Location, Owner, PortStatus, RemoteRow, ResyncReport,
-    SegmentStatus, Stats, Status, UplinkStatus, VniRow, XdpMode,
+    FdbRow, Hook, IngressWay, Location, Owner, PortStatus, RemoteRow, ResyncReport, SegmentStatus,
+    Stats, Status, UplinkStatus, VniRow, XdpMode,
 };
 
 fn or_dash(value: Option<impl Display>) -> String {
@@ -287,15 +287,29 @@ pub fn stats(stats: &Stats, colour: Colour) -> String {
             ],
         );
     }
-    let mut segments = Table::new(&[">VNI", "DIRECTION", ">FRAMES", ">BYTES"]);
+    let mut segments = Table::new(&[
+        ">VNI",
+        "DIRECTION",
+        ">FAST-FRAMES",
+        ">FAST-BYTES",
+        ">PASSED-FRAMES",
+        ">DROPPED-FRAMES",
+    ]);
     for segment in &stats.segments {
-        let mut row = |direction: &str, count: &Count| {
-            let vni = segment.vni.to_string();
-            let (frames, bytes) = (count.frames.to_string(), count.bytes.to_string());
-            segments.row(false, [vni, direction.to_owned(), frames, bytes]);
-        };
-        row("ingress", &segment.ingress);
-        row("egress", &segment.egress);
+        let directions = [("ingress", &segment.ingress), ("egress", &segment.egress)];
+        for (direction, counts) in directions {
+            segments.row(
+                false,
+                [
+                    segment.vni.to_string(),
+                    direction.to_owned(),
+                    counts.fast.frames.to_string(),
+                    counts.fast.bytes.to_string(),
+                    counts.passed.frames.to_string(),
+                    counts.dropped.frames.to_string(),
+                ],
+            );
+        }
     }
     let (outcomes, segments) = (outcomes.text(colour), segments.text(colour));
     match (outcomes.is_empty(), segments.is_empty()) {
@@ -403,9 +417,9 @@ REMOTE        VNI  UDP-PORT  LOCAL         DEV   NEXT-HOP        MAC  ENTRIES  A
 OUTCOME        FRAMES  BYTES
 egress-remote    1000  64000
 
-VNI  DIRECTION  FRAMES  BYTES
-100  ingress         0      0
-100  egress       1000  64000
+VNI  DIRECTION  FAST-FRAMES  FAST-BYTES  PASSED-FRAMES  DROPPED-FRAMES
+100  ingress              0           0              0               0
+100  egress            1000       64000              0               0
 "
         );
         assert_eq!(stats(&Stats::default(), PLAIN), "no frames yet\n");

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use vtep_common::layout::SegmentId;
-use vtep_common::{MacAddr, Outcome, Vni};
+use vtep_common::{Fate, MacAddr, Outcome, Vni};
 
 use crate::api::ApiError;
 use crate::api::types::{
-    Count, Counters, FdbFilter, FdbRow, Location, Owner, PortHook, PortStatus, RemoteRow,
-    SegmentStats, SegmentStatus, Stats, Status, Target, UplinkStatus, VniRow, XdpMode,
+    Count, Counters, DirectionStats, FdbFilter, FdbRow, Location, Owner, PortHook, PortStatus,
+    RemoteRow, SegmentStats, SegmentStatus, Stats, Status, Target, UplinkStatus, VniRow, XdpMode,
 };
 use crate::host;
 use crate::model::{self, HookChoice};
@@ -110,18 +110,25 @@ impl Controller {
             .into_iter()
             .filter_map(|row| {
                 let id = row.segment?;
-                let counts = |ingress: bool| {
-                    Outcome::ALL
-                        .iter()
-                        .filter(|o| o.is_ingress() == ingress)
-                        .map(|o| at(id, *o))
-                        .fold(Count::default(), add)
+                let direction = |ingress: bool| {
+                    let count = |fate: Fate| {
+                        Outcome::ALL
+                            .iter()
+                            .filter(|o| o.is_ingress() == ingress && o.fate() == fate)
+                            .map(|o| at(id, *o))
+                            .fold(Count::default(), add)
+                    };
+                    DirectionStats {
+                        fast: count(Fate::Fast),
+                        passed: count(Fate::Passed),
+                        dropped: count(Fate::Dropped),
+                    }
                 };
                 Some(SegmentStats {
                     vni: row.vni,
                     segment: id,
-                    ingress: counts(true),
-                    egress: counts(false),
+                    ingress: direction(true),
+                    egress: direction(false),
                     outcomes: Outcome::ALL
                         .iter()
                         .map(|o| (o.name().to_owned(), at(id, *o)))

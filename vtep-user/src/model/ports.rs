@@ -257,7 +257,11 @@ pub(super) fn uplinks(
             .chain(in_use.iter().copied())
             .collect(),
     };
-    candidates.retain(|ifindex| world.links.get(ifindex).is_some_and(|link| !link.loopback));
+    // Devices that only hold addresses carry no frames.
+    candidates.retain(|ifindex| {
+        let link = world.links.get(ifindex);
+        link.is_some_and(|link| !link.loopback && !is_kind(link, &["dummy", "vrf"]))
+    });
     let mut order: Vec<IfIndex> = candidates.into_iter().collect();
     order.sort_by_key(|ifindex| (!current.contains(ifindex), *ifindex));
     let mut room = UPLINKS_MAX;
@@ -305,8 +309,20 @@ fn uplink_eligible(world: &World, settings: &Settings, link: &Link) -> Result<()
     if let Some(master) = link.master.filter(|master| world.is_bridge(*master)) {
         return Err(format!("it is a port of bridge {}", world.name(master)).into());
     }
+    if let Some(master) = link.master.and_then(|master| world.links.get(&master)) {
+        // Our look-ups do not tell VRFs apart, and several may hold one address.
+        if is_kind(master, &["vrf"]) {
+            return Err(format!("it is in VRF {}", master.name).into());
+        }
+        if is_kind(master, &["bond", "team"]) {
+            return Err(format!("it is a link of {}: that is the uplink", master.name).into());
+        }
+    }
     if matches!(link.kind, LinkKind::Bridge(_) | LinkKind::Vxlan(_)) {
         return Err("a virtual device of this host cannot be an uplink".into());
+    }
+    if is_kind(link, &["vlan"]) {
+        return Err("VLAN devices have no XDP hook; frames pass to the kernel".into());
     }
     if !link.mac.is_some_and(MacAddr::is_station) {
         return Err("it has no Ethernet address".into());
@@ -315,6 +331,10 @@ fn uplink_eligible(world: &World, settings: &Settings, link: &Link) -> Result<()
         HookChoice::Kernel => Err(LEFT.into()),
         HookChoice::Auto | HookChoice::Xdp | HookChoice::Tcx => no_tc(world, link),
     }
+}
+
+fn is_kind(link: &Link, kinds: &[&str]) -> bool {
+    matches!(&link.kind, LinkKind::Other(kind) if kinds.contains(&kind.as_str()))
 }
 
 /// Smallest MTU on the way to any remote, bytes; `None` without uplinks. Path
