@@ -2,6 +2,7 @@
 //! router, the real daemon in front of some of them.
 
 mod control;
+mod generated;
 mod guide;
 mod headers;
 mod kernel;
@@ -12,6 +13,7 @@ mod moves;
 mod offload;
 mod oracle;
 mod reasons;
+mod strict;
 mod traffic;
 mod underlay;
 mod vlans;
