@@ -101,12 +101,13 @@ impl Socket {
     }
 
     /// Send all of them with few system calls; returns how many the device took.
-    pub fn send_batch(&self, frames: &mut [Vec<u8>]) -> Result<usize> {
+    pub fn send_batch(&self, frames: &[impl AsRef<[u8]>]) -> Result<usize> {
         let mut vectors: Vec<libc::iovec> = frames
-            .iter_mut()
-            .map(|f| libc::iovec {
-                iov_base: f.as_mut_ptr().cast(),
-                iov_len: f.len(),
+            .iter()
+            .map(|frame| libc::iovec {
+                // Only read from.
+                iov_base: frame.as_ref().as_ptr().cast_mut().cast(),
+                iov_len: frame.as_ref().len(),
             })
             .collect();
         let mut messages: Vec<libc::mmsghdr> = vectors.iter_mut().map(message).collect();
@@ -137,15 +138,7 @@ impl Socket {
     /// The next frame, or `None` after `time`. A VLAN tag, which the kernel takes
     /// out of received frames, is put back.
     pub fn receive(&self, time: Duration) -> Result<Option<Vec<u8>>> {
-        let mut poll = libc::pollfd {
-            fd: self.fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
-        ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
-        if ready == 0 {
+        if !self.wait(time)? {
             return Ok(None);
         }
         // The largest superframe, and what may stand in front of it.
@@ -171,15 +164,7 @@ impl Socket {
     /// What is there, up to 64 frames of which the first 128 bytes are kept; empty
     /// after `time`.
     pub fn receive_batch(&self, time: Duration) -> Result<Vec<Vec<u8>>> {
-        let mut poll = libc::pollfd {
-            fd: self.fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
-        ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
-        if ready == 0 {
+        if !self.wait(time)? {
             return Ok(Vec::new());
         }
         let mut buffers = vec![vec![0u8; 128]; 64];
@@ -207,6 +192,19 @@ impl Socket {
             buffer.truncate(message.msg_len as usize);
         }
         Ok(buffers)
+    }
+
+    /// Whether something can be received within `time`.
+    fn wait(&self, time: Duration) -> Result<bool> {
+        let mut poll = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd.
+        let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
+        ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
+        Ok(ready > 0)
     }
 
     /// Frames since the last look that came and did not fit the buffer.
@@ -246,6 +244,74 @@ impl Socket {
             }
         }
         Ok(frames)
+    }
+}
+
+/// Frames taken at once.
+const INBOX_FRAMES: usize = 64;
+/// The longest frame there is: a superframe.
+const INBOX_BYTES: usize = 1 << 16;
+
+/// Room for many whole frames, used again and again.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+    controls: Vec<[u64; 16]>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; INBOX_FRAMES * INBOX_BYTES],
+            controls: vec![[0; 16]; INBOX_FRAMES],
+        }
+    }
+}
+
+impl Inbox {
+    /// Give everything that `socket` has, up to [`INBOX_FRAMES`], to `take`, with
+    /// VLAN tags put back. False where nothing came within `time`.
+    pub fn receive(
+        &mut self,
+        socket: &Socket,
+        time: Duration,
+        mut take: impl FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<bool> {
+        if !socket.wait(time)? {
+            return Ok(false);
+        }
+        let slots = self.bytes.chunks_exact_mut(INBOX_BYTES);
+        let mut vectors: Vec<libc::iovec> = slots
+            .map(|slot| libc::iovec {
+                iov_base: slot.as_mut_ptr().cast(),
+                iov_len: slot.len(),
+            })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = vectors.iter_mut().map(message).collect();
+        for (message, control) in messages.iter_mut().zip(&mut self.controls) {
+            message.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = size_of_val(control);
+        }
+        // SAFETY: the headers point to vectors, buffers and control areas that live on.
+        let n = unsafe {
+            libc::recvmmsg(
+                socket.fd.as_raw_fd(),
+                messages.as_mut_ptr(),
+                messages.len() as u32,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        ensure!(n >= 0, "recvmmsg: {}", io::Error::last_os_error());
+        let slots = self.bytes.chunks_exact(INBOX_BYTES);
+        for (slot, message) in slots.zip(&messages).take(n as usize) {
+            let mut frame = slot[..message.msg_len as usize].to_vec();
+            if let Some(tag) = vlan_tag(&message.msg_hdr) {
+                frame.splice(12..12, tag);
+            }
+            take(frame)?;
+        }
+        Ok(true)
     }
 }
 

@@ -2,6 +2,7 @@
 //! router, the real daemon in front of some of them.
 
 mod control;
+mod generated;
 mod guide;
 mod headers;
 mod kernel;
@@ -15,3 +16,4 @@ mod reasons;
 mod strict;
 mod traffic;
 mod underlay;
+mod vlans;
