@@ -68,6 +68,12 @@ fn devices() -> Vec<(&'static str, Device)> {
         ),
         ("tos-ttl", with("tos 0x10 ttl 5")),
         ("df", with("df set")),
+        ("inherit", with("tos inherit ttl inherit df inherit")),
+        (
+            "ipv6-inherit",
+            v6("tos inherit ttl inherit flowlabel 0x12345"),
+        ),
+        ("tcx-inherit", tcx("tos inherit ttl inherit df inherit")),
         (
             "mtu-1400",
             Device {
