@@ -7,6 +7,7 @@ use vtep_common::MacAddr;
 use crate::frames::ethernet;
 use crate::lab::Family;
 use crate::twins::Hook;
+use crate::vnet::Header;
 
 /// In every frame that has room, followed by the frame's number.
 pub const MAGIC: [u8; 8] = *b"\xf0vtepLAB";
@@ -38,6 +39,8 @@ pub const GATEWAY_IP: [u8; 4] = [192, 0, 2, 1];
 pub struct World {
     pub underlay: Family,
     pub hook: Hook,
+    /// The VMs' frames have virtio-net headers.
+    pub offloads: bool,
     /// The device sends UDP checksums.
     pub sends_checksum: bool,
     /// The device takes packets without them.
@@ -65,6 +68,8 @@ pub enum Way {
 
 #[derive(Debug, Clone)]
 pub struct Case {
+    /// What is left to do to it, where the sender can say that.
+    pub vnet: Header,
     pub what: String,
     pub frame: Vec<u8>,
     pub way: Way,
@@ -233,6 +238,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
         let (source, destination) = (source.mac(rng), destination.mac(rng));
         let inner = inner(source, destination, payload, cases.len());
         cases.push(Case {
+            vnet: Header::default(),
             way: egress_way(world, &[A, A2], &inner),
             what: inner.what,
             frame: inner.frame,
@@ -304,6 +310,7 @@ pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: us
                 let packet = payload(kind, 86, 0, &mut rng);
                 let inner = inner(A, *destination, packet, cases.len());
                 cases.push(Case {
+                    vnet: Header::default(),
                     way: egress_way(world, &[A, A2], &inner),
                     what: inner.what,
                     frame: inner.frame,
@@ -347,3 +354,4 @@ pub use outer::{ingress, ingress_changed, ingress_in_two_fragments, ingress_to};
 mod grammar;
 pub use grammar::{BLOCK, Grammar};
 mod mutate;
+mod offload;

@@ -36,6 +36,10 @@ fn devices() -> Vec<(&'static str, Device)> {
         hook: Hook::Tcx,
         ..with(vxlan)
     };
+    let offloads = |vxlan| Device {
+        offloads: true,
+        ..tcx(vxlan)
+    };
     vec![
         ("default", Device::default()),
         ("noudpcsum", with("noudpcsum")),
@@ -59,6 +63,15 @@ fn devices() -> Vec<(&'static str, Device)> {
         ("ipv6-nolearning", v6("nolearning")),
         ("tcx", tcx("")),
         ("tcx-noudpcsum", tcx("noudpcsum")),
+        ("offloads", offloads("")),
+        ("offloads-noudpcsum", offloads("noudpcsum")),
+        (
+            "offloads-ipv6",
+            Device {
+                underlay: Family::V6,
+                ..offloads("udp6zerocsumtx udp6zerocsumrx")
+            },
+        ),
         (
             "tcx-ipv6",
             Device {

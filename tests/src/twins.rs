@@ -38,6 +38,8 @@ pub struct Device {
     pub snooping: bool,
     /// Of both ports.
     pub hook: Hook,
+    /// The VMs exchange unfinished checksums and superframes.
+    pub offloads: bool,
 }
 
 impl Default for Device {
@@ -50,6 +52,7 @@ impl Default for Device {
             small_mtu: 1500,
             snooping: true,
             hook: Hook::Xdp,
+            offloads: false,
         }
     }
 }
@@ -134,6 +137,7 @@ impl Twins {
         };
         let world = World {
             hook: device.hook,
+            offloads: device.offloads,
             underlay: device.underlay,
             sends_checksum: !["noudpcsum", "udp6zerocsumtx"]
                 .iter()
@@ -175,11 +179,11 @@ impl Twins {
     /// have nothing in common, so both work at the same time.
     pub fn exchange(&mut self, tap: Tap, cases: &[Case]) -> Result<()> {
         let (first, world) = (self.chunks, &self.world);
+        let chunks = chunks(cases);
         let work = |side: &mut Side| -> Result<()> {
             side.out.clear();
-            for (number, chunk) in cases.chunks(CHUNK).enumerate() {
-                let frames: Vec<&[u8]> = chunk.iter().map(|case| &*case.frame).collect();
-                side.taps[tap as usize].send_batch(&frames)?;
+            for (number, chunk) in chunks.iter().enumerate() {
+                side.send(tap, chunk.iter().map(|case| (case.vnet, &*case.frame)))?;
                 side.drain(world, first + number as u32)?;
             }
             Ok(())
@@ -191,7 +195,7 @@ impl Twins {
             let joined = kernel.join();
             fast.and(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
-        let chunks = cases.len().div_ceil(CHUNK);
+        let chunks = chunks.len();
         self.chunks += chunks as u32;
         let unseen = match (tap, self.world.hook) {
             (Tap::A | Tap::C, Hook::Tcx) => cases.iter().filter(|c| is_cut_tag(&c.frame)).count(),
@@ -401,6 +405,23 @@ impl Twins {
         })?;
         Ok(())
     }
+}
+
+/// Cases that can be in flight together: superframes count as what becomes of them.
+fn chunks(cases: &[Case]) -> Vec<&[Case]> {
+    let (mut chunks, mut start, mut frames) = (Vec::new(), 0, 0);
+    for (i, case) in cases.iter().enumerate() {
+        let segments = case.vnet.gso.map_or(1, |gso| {
+            1 + case.frame.len() / usize::from(gso.segment_bytes.max(1))
+        });
+        if i > start && frames + segments > CHUNK {
+            chunks.push(&cases[start..i]);
+            (start, frames) = (i, 0);
+        }
+        frames += segments;
+    }
+    chunks.push(&cases[start..]);
+    chunks
 }
 
 /// The stack drops frames that end in their VLAN tag before any hook of it sees

@@ -11,7 +11,8 @@ use vtep_common::MacAddr;
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
 use crate::frames::{Inbox, Socket, ethernet, ipv4_udp};
-use crate::lab::{BRIDGE, Family, Lab, Options, UPLINK, VM_MTU, VXLAN};
+use crate::lab::{BRIDGE, Family, Guest, Lab, Options, UPLINK, VM_MTU, VXLAN};
+use crate::vnet::Header;
 
 /// For everything that has to come.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
@@ -51,8 +52,13 @@ impl Side {
             ..Options::default()
         };
         let mut lab = Lab::with(&options)?;
-        lab.add_vm(0)?;
-        lab.add_vm(0)?;
+        let guest = if device.offloads {
+            Guest::PollingVeth
+        } else {
+            Guest::Plain
+        };
+        lab.add_guest(0, guest)?;
+        lab.add_guest(0, guest)?;
         let ip = |address| match device.underlay {
             Family::V4 => IpAddr::from(address),
             Family::V6 => IpAddr::from(corpus::v6(address)),
@@ -127,10 +133,15 @@ impl Side {
                 ip(remote)
             ))?;
         }
+        let open = if device.offloads {
+            Socket::with_headers
+        } else {
+            Socket::open
+        };
         let taps = [
             lab.router.enter(|| Socket::open("to1"))?,
-            lab.vms[0].netns.enter(|| Socket::open("eth0"))?,
-            lab.vms[1].netns.enter(|| Socket::open("eth0"))?,
+            lab.vms[0].netns.enter(|| open("eth0"))?,
+            lab.vms[1].netns.enter(|| open("eth0"))?,
         ];
         Ok(Self {
             lab,
@@ -140,8 +151,17 @@ impl Side {
         })
     }
 
-    fn send(&self, tap: Tap, frame: &[u8]) -> Result<()> {
-        self.taps[tap as usize].send(frame)
+    /// Send what the tap takes.
+    pub fn send<'f>(
+        &self,
+        tap: Tap,
+        frames: impl IntoIterator<Item = (Header, &'f [u8])>,
+    ) -> Result<()> {
+        let socket = &self.taps[tap as usize];
+        let frames = frames.into_iter();
+        let bytes: Vec<Vec<u8>> = frames.map(|(h, frame)| socket.bytes(h, frame)).collect();
+        socket.send_batch(&bytes)?;
+        Ok(())
     }
 
     /// Send marks through every way of both directions and keep what comes out
@@ -149,7 +169,8 @@ impl Side {
     pub fn drain(&mut self, world: &World, chunk: u32) -> Result<()> {
         for stage in [&MARKS[..3], &MARKS[3..]] {
             for mark in stage {
-                self.send(mark.from, &mark.frame(world, chunk))?;
+                let frame = mark.frame(world, chunk);
+                self.send(mark.from, [(Header::default(), &*frame)])?;
             }
             for tap in TAPS {
                 let mut missing: Vec<u8> = stage
