@@ -38,7 +38,10 @@ fn flow(ends: [MacAddr; 2], rng: &mut Rng) -> Inner {
 }
 
 fn data(bytes: usize, number: usize, rng: &mut Rng) -> Vec<u8> {
-    let mut data: Vec<u8> = (0..bytes).map(|_| rng.byte()).collect();
+    let start = rng.below(1 << 16);
+    let mut data: Vec<u8> = (start..start + bytes)
+        .map(|i| (i * 7 + i / 251) as u8)
+        .collect();
     if let Some(at) = bytes.checked_sub(12) {
         data[at..at + 8].copy_from_slice(&MAGIC);
         data[at + 8..].copy_from_slice(&(number as u32).to_be_bytes());
