@@ -29,6 +29,8 @@ pub trait Outer: Wire {
     fn tos(&self) -> u8;
     /// An IP header that UDP follows at once: no options, no fragment.
     fn is_plain_udp(&self) -> Result<(), Outcome>;
+    /// Whether it is addressed to the segment's local address.
+    fn is_to(&self, segment: &Segment) -> bool;
     /// Lengths, header checksum and addresses are right. `frame_bytes`: length
     /// of the whole frame.
     fn is_well_formed(&self, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome>;
@@ -82,8 +84,13 @@ impl Outer for OuterV4 {
     }
 
     #[inline(always)]
+    fn is_to(&self, segment: &Segment) -> bool {
+        self.ip.destination == segment.local_v4()
+    }
+
+    #[inline(always)]
     fn is_well_formed(&self, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome> {
-        if self.ip.destination != segment.local_v4() {
+        if !self.is_to(segment) {
             return Err(Outcome::IngressPassOtherAddress);
         }
         let total = self.ip.total_length() as u32;
@@ -169,8 +176,13 @@ impl Outer for OuterV6 {
     }
 
     #[inline(always)]
+    fn is_to(&self, segment: &Segment) -> bool {
+        self.ip.destination == segment.local
+    }
+
+    #[inline(always)]
     fn is_well_formed(&self, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome> {
-        if self.ip.destination != segment.local {
+        if !self.is_to(segment) {
             return Err(Outcome::IngressPassOtherAddress);
         }
         let payload = self.ip.payload_length() as u32;

@@ -13,5 +13,7 @@ mod moves;
 mod offload;
 mod oracle;
 mod reasons;
+mod strict;
 mod traffic;
 mod underlay;
+mod vlans;

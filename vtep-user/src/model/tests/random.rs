@@ -11,16 +11,29 @@ use crate::model::Strict;
 use crate::tables::{Capacity, Program};
 
 pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
-pub const BRIDGES: [IfIndex; 2] = [BR0, BR1];
-pub const VXLANS: [IfIndex; 2] = [VX0, VX1];
-/// The first segment's underlay is IPv4, the second's IPv6.
-pub const V6: usize = 1;
+/// The first segment's underlay is IPv4, the second's IPv6, unless both have one
+/// VXLAN device.
+const V6: usize = 1;
 pub const STRICT: usize = 1;
-pub const GATEWAYS: [IpAddr; 2] = [GATEWAY, GATEWAY_V6];
-pub const REMOTES: [[IpAddr; 3]; 2] = [
+const GATEWAYS: [IpAddr; 2] = [GATEWAY, GATEWAY_V6];
+const REMOTES: [[IpAddr; 3]; 2] = [
     [REMOTE1, REMOTE2, REMOTE3],
     [REMOTE1_V6, REMOTE2_V6, REMOTE3_V6],
 ];
+const VNIS: [u32; 2] = [100, 200];
+const VLANS: [u16; 2] = [10, 20];
+
+/// How two segments are made. A bridge in the operations is a VLAN where there is
+/// one bridge only, and belonging to it is a port's PVID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// A bridge and a VXLAN device each.
+    Bridges,
+    /// VLANs of one bridge, with a VXLAN device each.
+    Vlans,
+    /// VLANs of one bridge, mapped to VNIs of one VXLAN device.
+    Single,
+}
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -85,6 +98,27 @@ enum Op {
     Filter {
         on: bool,
     },
+    /// Of a VLAN-aware bridge only, as all below.
+    Tagged {
+        port: usize,
+        vlan: usize,
+        on: bool,
+    },
+    VlanFiltering {
+        on: bool,
+    },
+    /// The two VNIs change their VLANs.
+    Swap,
+    /// The spanning tree blocks a VLAN of the VXLAN device.
+    Blocked {
+        vlan: usize,
+        on: bool,
+    },
+    /// Of a single VXLAN device only: `vnifilter`.
+    VniFilter {
+        n: usize,
+        on: bool,
+    },
     Resync,
 }
 
@@ -112,6 +146,13 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (two.clone(), three, prop::option::weighted(0.8, two))
             .prop_map(|(family, remote, eth)| Op::Route { family, remote, eth }),
         1 => prop::bool::weighted(0.2).prop_map(|on| Op::Filter { on }),
+        1 => (0usize..3, 0usize..2, any::<bool>())
+            .prop_map(|(port, vlan, on)| Op::Tagged { port, vlan, on }),
+        1 => prop::bool::weighted(0.7).prop_map(|on| Op::VlanFiltering { on }),
+        1 => Just(Op::Swap),
+        1 => (0usize..2, prop::bool::weighted(0.3))
+            .prop_map(|(vlan, on)| Op::Blocked { vlan, on }),
+        1 => (0usize..2, prop::bool::weighted(0.7)).prop_map(|(n, on)| Op::VniFilter { n, on }),
         1 => Just(Op::Resync),
     ]
 }
@@ -135,9 +176,18 @@ fn history() -> impl Strategy<Value = Vec<(Vec<Op>, End)>> {
 /// The kernel, as plainly as can be.
 #[derive(Debug, Clone)]
 pub struct Kernel {
+    layout: Layout,
     pub links: BTreeMap<IfIndex, Link>,
-    pub bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
-    pub tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
+    /// By bridge or VLAN.
+    pub bridged: BTreeMap<(usize, MacAddr), FdbEntry>,
+    /// By VNI.
+    pub tunnelled: BTreeMap<(usize, MacAddr), FdbEntry>,
+    /// PVIDs of ports on the VLAN-aware bridge, and VLANs they are tagged in.
+    pvids: BTreeMap<IfIndex, usize>,
+    tagged: BTreeSet<(IfIndex, usize)>,
+    swapped: bool,
+    blocked: BTreeSet<usize>,
+    unfiltered_vnis: BTreeSet<usize>,
     pub hops: BTreeMap<IfIndex, u8>,
     pub routes: BTreeMap<IpAddr, Option<IfIndex>>,
     pub filtered: bool,
@@ -148,24 +198,31 @@ fn eth(n: usize) -> IfIndex {
 }
 
 impl Kernel {
-    fn new() -> Self {
+    fn new(layout: Layout) -> Self {
         let mut host = two_segments();
-        for link in host
-            .links
-            .iter_mut()
-            .filter(|link| link.ifindex == VXLANS[V6])
-        {
+        for link in host.links.iter_mut().filter(|link| link.ifindex == VX1) {
             if let LinkKind::Vxlan(device) = &mut link.kind {
                 device.local = Some(LOCAL_V6.into());
             }
         }
         host.links.push(link(ETH1, "eth1", LinkKind::Plain));
+        let links = host.links.into_iter();
+        let mut links: BTreeMap<_, _> = links.map(|link| (link.ifindex, link)).collect();
+        if layout != Layout::Bridges {
+            links.values_mut().for_each(make_vlan_aware);
+        }
+        if layout == Layout::Single {
+            links.remove(&VX1);
+            make_single(links.get_mut(&VX0).unwrap());
+        }
         Self {
-            links: host
-                .links
-                .into_iter()
-                .map(|link| (link.ifindex, link))
-                .collect(),
+            layout,
+            links,
+            pvids: [(TAP0, 0), (TAP1, 0), (TAP2, 1)].into(),
+            tagged: BTreeSet::new(),
+            swapped: false,
+            blocked: BTreeSet::new(),
+            unfiltered_vnis: [0, 1].into(),
             bridged: BTreeMap::new(),
             tunnelled: BTreeMap::new(),
             hops: [(ETH0, 1), (ETH1, 2)].into(),
@@ -190,6 +247,12 @@ impl Kernel {
         });
         Snapshot {
             links: self.links.values().cloned().collect(),
+            vlans: self
+                .links
+                .keys()
+                .map(|ifindex| (*ifindex, self.vlans_of(*ifindex)))
+                .collect(),
+            vnis: [(VX0, self.vnis())].into(),
             addresses,
             fdb: self
                 .bridged
@@ -218,13 +281,120 @@ impl Kernel {
         vec![Event::Link(link.clone())]
     }
 
+    pub fn bridge(&self, at: usize) -> IfIndex {
+        match self.layout {
+            Layout::Bridges => [BR0, BR1][at],
+            Layout::Vlans | Layout::Single => BR0,
+        }
+    }
+
+    pub fn vxlan(&self, n: usize) -> IfIndex {
+        match self.layout {
+            Layout::Single => VX0,
+            Layout::Bridges | Layout::Vlans => [VX0, VX1][n],
+        }
+    }
+
+    /// Bridge or VLAN of a VNI, and the VNI of a bridge or VLAN.
+    pub fn other_end(&self, n: usize) -> usize {
+        n ^ usize::from(self.swapped)
+    }
+
+    fn vlan(&self, at: usize) -> Option<u16> {
+        (self.layout != Layout::Bridges).then_some(VLANS[at])
+    }
+
+    /// Whether a VLAN and a VNI are one in both directions.
+    pub fn is_mapped(&self, n: usize) -> bool {
+        let LinkKind::Bridge(bridge) = &self.links[&BR0].kind else {
+            panic!()
+        };
+        self.layout == Layout::Bridges
+            || bridge.vlan_filtering
+                && !self.blocked.contains(&self.other_end(n))
+                && (self.layout == Layout::Vlans || self.unfiltered_vnis.contains(&n))
+    }
+
+    /// Whether a port's untagged frames, and all its frames there, are of this place.
+    pub fn is_untagged(&self, port: IfIndex, at: usize) -> bool {
+        self.layout == Layout::Bridges || self.pvids.get(&port) == Some(&at)
+    }
+
+    fn vlans_of(&self, ifindex: IfIndex) -> Vec<VlanRange> {
+        if self.layout == Layout::Bridges {
+            return vec![];
+        }
+        let member = |at: usize, untagged: bool| VlanRange {
+            pvid: untagged,
+            untagged,
+            ..tagged(VLANS[at])
+        };
+        let state = |at: usize| if self.blocked.contains(&at) { 4 } else { 3 };
+        match ifindex {
+            VX0 | VX1 if self.layout == Layout::Vlans => {
+                let at = self.other_end(usize::from(ifindex == VX1));
+                let state = state(at);
+                vec![VlanRange {
+                    state,
+                    ..member(at, true)
+                }]
+            }
+            VX0 => {
+                let mapped = |at: usize| VlanRange {
+                    state: state(at),
+                    tunnel: Some(VNIS[self.other_end(at)]),
+                    ..member(at, false)
+                };
+                vec![pvid(1), mapped(0), mapped(1)]
+            }
+            _ => {
+                let pvid = self.pvids.get(&ifindex);
+                let tagged = self.tagged.iter().filter(|(port, _)| *port == ifindex);
+                let tagged = tagged.filter(|(_, at)| Some(at) != pvid);
+                let tagged = tagged.map(|(_, at)| member(*at, false));
+                pvid.map(|at| member(*at, true))
+                    .into_iter()
+                    .chain(tagged)
+                    .collect()
+            }
+        }
+    }
+
+    fn vnis(&self) -> Vec<VniRange> {
+        let vnis = self.unfiltered_vnis.iter().map(|n| VNIS[*n]);
+        vnis.map(|vni| VniRange {
+            first: vni,
+            last: vni,
+        })
+        .collect()
+    }
+
+    fn vlans_changed(&self, ifindex: IfIndex) -> Vec<Event> {
+        match self.layout {
+            Layout::Bridges => vec![],
+            _ => vec![Event::Vlans(ifindex, self.vlans_of(ifindex))],
+        }
+    }
+
+    pub fn is_v6(&self, n: usize) -> bool {
+        self.layout != Layout::Single && n == V6
+    }
+
+    pub fn gateway(&self, n: usize) -> IpAddr {
+        GATEWAYS[usize::from(self.is_v6(n))]
+    }
+
     /// The entry an operation names: remote 3 is of the other family, 4 a nexthop
     /// group.
-    fn tunnel(vxlan: usize, n: u8, remote: usize) -> FdbEntry {
-        let entry = tunnelled(VXLANS[vxlan], mac(n), REMOTES[vxlan][remote % 3]);
+    fn tunnel(&self, n: usize, m: u8, remote: usize) -> FdbEntry {
+        let family = usize::from(self.is_v6(n));
+        let entry = FdbEntry {
+            source_vni: (self.layout == Layout::Single).then(|| vni(VNIS[n])),
+            ..tunnelled(self.vxlan(n), mac(m), REMOTES[family][remote % 3])
+        };
         match remote {
             3 => FdbEntry {
-                dst: Some(REMOTES[1 - vxlan][0]),
+                dst: Some(REMOTES[1 - family][0]),
                 ..entry
             },
             4 => FdbEntry {
@@ -236,9 +406,13 @@ impl Kernel {
         }
     }
 
-    fn at(bridge: usize, port: usize, n: u8) -> FdbEntry {
-        let port = PORTS.get(port).copied().unwrap_or(VXLANS[bridge]);
-        bridged(BRIDGES[bridge], port, mac(n))
+    fn at(&self, at: usize, port: usize, n: u8) -> FdbEntry {
+        let port = PORTS.get(port).copied();
+        let port = port.unwrap_or_else(|| self.vxlan(self.other_end(at)));
+        FdbEntry {
+            vlan: self.vlan(at),
+            ..bridged(self.bridge(at), port, mac(n))
+        }
     }
 
     /// Do it, and say what the kernel would notify.
@@ -250,17 +424,16 @@ impl Kernel {
                 mac,
                 local,
             } => {
-                let mut entry = Self::at(bridge, port, mac);
+                let mut entry = self.at(bridge, port, mac);
                 if local {
                     entry.state = bits::NUD_PERMANENT;
                 }
-                self.bridged
-                    .insert((BRIDGES[bridge], entry.mac), entry.clone());
+                self.bridged.insert((bridge, entry.mac), entry.clone());
                 vec![Event::Fdb(entry)]
             }
             Op::BridgedGone { bridge, port, mac } => {
-                let entry = Self::at(bridge, port, mac);
-                let key = (BRIDGES[bridge], entry.mac);
+                let entry = self.at(bridge, port, mac);
+                let key = (bridge, entry.mac);
                 if self
                     .bridged
                     .get(&key)
@@ -272,14 +445,13 @@ impl Kernel {
                 vec![Event::FdbGone(entry)]
             }
             Op::Tunnelled { vxlan, mac, remote } => {
-                let entry = Self::tunnel(vxlan, mac, remote);
-                self.tunnelled
-                    .insert((entry.ifindex, entry.mac), entry.clone());
+                let entry = self.tunnel(vxlan, mac, remote);
+                self.tunnelled.insert((vxlan, entry.mac), entry.clone());
                 vec![Event::Fdb(entry)]
             }
             Op::TunnelledGone { vxlan, mac, remote } => {
-                let entry = Self::tunnel(vxlan, mac, remote);
-                let key = (entry.ifindex, entry.mac);
+                let entry = self.tunnel(vxlan, mac, remote);
+                let key = (vxlan, entry.mac);
                 if self.tunnelled.get(&key) == Some(&entry) {
                     self.tunnelled.remove(&key);
                 }
@@ -287,12 +459,64 @@ impl Kernel {
             }
             Op::Up { device, up } => {
                 let devices = [ETH0, ETH1, BR0, BR1, VX0, VX1, TAP0, TAP1, TAP2];
+                if !self.links.contains_key(&devices[device]) {
+                    return vec![];
+                }
                 self.change(devices[device], |link| link.up = up)
             }
-            Op::Master { port, bridge } => self.change(PORTS[port], |link| {
-                link.master = bridge.map(|n| BRIDGES[n]);
-                link.bridge_port = bridge.map(|_| FORWARDING);
+            Op::Master { port, bridge } if self.layout == Layout::Bridges => {
+                self.change(PORTS[port], |link| {
+                    link.master = bridge.map(|n| [BR0, BR1][n]);
+                    link.bridge_port = bridge.map(|_| FORWARDING);
+                })
+            }
+            Op::Master { port, bridge } => {
+                let port = PORTS[port];
+                match bridge {
+                    Some(at) => self.pvids.insert(port, at),
+                    None => self.pvids.remove(&port),
+                };
+                self.vlans_changed(port)
+            }
+            Op::Tagged { port, vlan, on } => {
+                let member = (PORTS[port], vlan);
+                if on {
+                    self.tagged.insert(member);
+                } else {
+                    self.tagged.remove(&member);
+                }
+                self.vlans_changed(PORTS[port])
+            }
+            Op::Swap if self.layout == Layout::Bridges => vec![],
+            Op::Swap => {
+                self.swapped = !self.swapped;
+                let mut events = self.vlans_changed(VX0);
+                events.extend(self.vlans_changed(VX1));
+                events
+            }
+            Op::Blocked { vlan, on } => {
+                if on {
+                    self.blocked.insert(vlan);
+                } else {
+                    self.blocked.remove(&vlan);
+                }
+                let mut events = self.vlans_changed(VX0);
+                events.extend(self.vlans_changed(VX1));
+                events
+            }
+            Op::VlanFiltering { .. } if self.layout == Layout::Bridges => vec![],
+            Op::VlanFiltering { on } => self.change(BR0, |link| match &mut link.kind {
+                LinkKind::Bridge(bridge) => bridge.vlan_filtering = on,
+                other => panic!("{other:?}"),
             }),
+            Op::VniFilter { n, on } => {
+                if on {
+                    self.unfiltered_vnis.insert(n);
+                } else {
+                    self.unfiltered_vnis.remove(&n);
+                }
+                vec![Event::Vnis(VX0, self.vnis())]
+            }
             Op::Isolated { port, on } => self.change(PORTS[port], |link| {
                 if let Some(port) = &mut link.bridge_port {
                     port.isolated = on;
@@ -321,6 +545,7 @@ impl Kernel {
                 events.push(Event::LinkGone(ifindex));
                 let link = &self.links[&ifindex];
                 events.push(Event::Link(link.clone()));
+                events.extend(self.vlans_changed(ifindex));
                 events
             }
             Op::Hop { eth: n, n: hop } => {
@@ -365,7 +590,7 @@ impl Kernel {
     }
 
     fn device(&mut self, vxlan: usize, change: impl FnOnce(&mut VxlanDevice)) -> Vec<Event> {
-        self.change(VXLANS[vxlan], |link| match &mut link.kind {
+        self.change(self.vxlan(vxlan), |link| match &mut link.kind {
             LinkKind::Vxlan(device) => change(device),
             other => panic!("{other:?}"),
         })
@@ -431,13 +656,13 @@ fn compare(kernel: &Kernel, sim: &Sim) {
     for (key, segment) in &tables.segments {
         let n = (key.vni() / 100 - 1) as usize;
         assert!(kernel.segment_works(n));
-        let LinkKind::Vxlan(device) = &kernel.links[&VXLANS[n]].kind else {
+        let LinkKind::Vxlan(device) = &kernel.links[&kernel.vxlan(n)].kind else {
             panic!()
         };
         assert_eq!(segment.flags & SEGMENT_LEARNING != 0, device.learning);
         let strict = n == STRICT && kernel.peers().is_some();
         assert_eq!(segment.flags & SEGMENT_STRICT != 0, strict);
-        assert_eq!(key.is_v6(), n == V6);
+        assert_eq!(key.is_v6(), kernel.is_v6(n));
     }
     let peers = tables.peers.iter();
     let peers: BTreeSet<IpAddr> = peers
@@ -450,8 +675,13 @@ fn compare(kernel: &Kernel, sim: &Sim) {
     assert_eq!(peers, kernel.peers().unwrap_or_default());
 }
 
-fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel, &Sim)) {
-    let mut kernel = Kernel::new();
+fn play(
+    settings: Settings,
+    layout: Layout,
+    history: Vec<(Vec<Op>, End)>,
+    check: impl Fn(&Kernel, &Sim),
+) {
+    let mut kernel = Kernel::new(layout);
     let mut sim = Sim::with(settings.clone(), kernel.snapshot());
     for (ops, end) in history {
         for op in &ops {
@@ -480,17 +710,33 @@ fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel
     }
 }
 
+fn strict() -> Settings {
+    let strict = Strict {
+        vnis: [(vni(VNIS[STRICT]), true)].into(),
+        ..Strict::default()
+    };
+    Settings {
+        strict,
+        ..Settings::default()
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn maps_say_what_the_kernel_says(history in history()) {
-        let strict = Strict {
-            vnis: [(vni(200), true)].into(),
-            ..Strict::default()
-        };
-        let settings = Settings { strict, ..Settings::default() };
-        play(settings, history, compare);
+        play(strict(), Layout::Bridges, history, compare);
+    }
+
+    #[test]
+    fn maps_say_what_a_vlan_aware_bridge_says(history in history()) {
+        play(strict(), Layout::Vlans, history, compare);
+    }
+
+    #[test]
+    fn maps_say_what_a_single_vxlan_device_says(history in history()) {
+        play(strict(), Layout::Single, history, compare);
     }
 
     /// With maps that are too small, less is fast, and nothing is wrong.
@@ -513,7 +759,7 @@ proptest! {
 
 fn play_small(settings: Settings, history: Vec<(Vec<Op>, End)>) {
     let capacity = settings.capacity;
-    let mut kernel = Kernel::new();
+    let mut kernel = Kernel::new(Layout::Bridges);
     let mut sim = Sim::with(settings, kernel.snapshot());
     for (ops, end) in history {
         for op in &ops {
