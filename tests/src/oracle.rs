@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::Outcome;
 
 use crate::corpus::{BLOCK, Case, Grammar, Way};
-use crate::lab::Family;
+use crate::lab::{Family, Guest};
 use crate::maps::Counters;
 use crate::twins::{Device, Hook, Tap, Twins};
 
@@ -37,7 +37,7 @@ fn devices() -> Vec<(&'static str, Device)> {
         ..with(vxlan)
     };
     let offloads = |vxlan| Device {
-        offloads: true,
+        guest: Guest::PollingVeth,
         ..tcx(vxlan)
     };
     vec![
@@ -64,6 +64,19 @@ fn devices() -> Vec<(&'static str, Device)> {
         ("tcx", tcx("")),
         ("tcx-noudpcsum", tcx("noudpcsum")),
         ("offloads", offloads("")),
+        (
+            "tap",
+            Device {
+                guest: Guest::Tap,
+                ..tcx("noudpcsum")
+            },
+        ),
+        ("inherit", with("ttl inherit tos inherit df inherit")),
+        (
+            "inherit-tcx",
+            tcx("ttl inherit tos inherit df inherit noudpcsum"),
+        ),
+        ("inherit-ipv6", v6("ttl inherit tos inherit")),
         ("offloads-noudpcsum", offloads("noudpcsum")),
         (
             "offloads-ipv6",

@@ -10,7 +10,7 @@ use vtep_common::{MacAddr, Outcome, checksum};
 pub use crate::corpus::encapsulated;
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::lab::{Family, VM_MTU};
+use crate::lab::{Family, Guest, VM_MTU};
 use crate::netns::Netns;
 use crate::wait_until;
 
@@ -38,8 +38,8 @@ pub struct Device {
     pub snooping: bool,
     /// Of both ports.
     pub hook: Hook,
-    /// The VMs exchange unfinished checksums and superframes.
-    pub offloads: bool,
+    /// How the VMs are connected.
+    pub guest: Guest,
 }
 
 impl Default for Device {
@@ -52,7 +52,7 @@ impl Default for Device {
             small_mtu: 1500,
             snooping: true,
             hook: Hook::Xdp,
-            offloads: false,
+            guest: Guest::Plain,
         }
     }
 }
@@ -137,7 +137,7 @@ impl Twins {
         };
         let world = World {
             hook: device.hook,
-            offloads: device.offloads,
+            offloads: device.guest != Guest::Plain,
             underlay: device.underlay,
             sends_checksum: !["noudpcsum", "udp6zerocsumtx"]
                 .iter()

@@ -52,13 +52,8 @@ impl Side {
             ..Options::default()
         };
         let mut lab = Lab::with(&options)?;
-        let guest = if device.offloads {
-            Guest::PollingVeth
-        } else {
-            Guest::Plain
-        };
-        lab.add_guest(0, guest)?;
-        lab.add_guest(0, guest)?;
+        lab.add_guest(0, device.guest)?;
+        lab.add_guest(0, device.guest)?;
         let ip = |address| match device.underlay {
             Family::V4 => IpAddr::from(address),
             Family::V6 => IpAddr::from(corpus::v6(address)),
@@ -133,10 +128,9 @@ impl Side {
                 ip(remote)
             ))?;
         }
-        let open = if device.offloads {
-            Socket::with_headers
-        } else {
-            Socket::open
+        let open = match device.guest {
+            Guest::Plain => Socket::open,
+            _ => Socket::with_headers,
         };
         let taps = [
             lab.router.enter(|| Socket::open("to1"))?,
