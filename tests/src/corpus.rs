@@ -50,10 +50,20 @@ pub struct World {
     /// included, bytes.
     pub tunnel_max: usize,
     pub local_max: usize,
+    /// What the first VM's port takes: room for one VLAN tag.
+    pub longest: usize,
     /// The device or its bridge port learns from frames.
     pub learning: bool,
     pub uplink_mac: MacAddr,
     pub gateway_mac: MacAddr,
+}
+
+impl World {
+    /// Frames to local ports are left to the kernel, because XDP does not see all
+    /// of a large frame.
+    pub fn leaves_local(&self) -> bool {
+        self.longest > 3500
+    }
 }
 
 /// Which way a frame has to take in an accelerated host.
@@ -86,6 +96,7 @@ fn any_length(world: &World, rng: &mut Rng) -> usize {
         0 | 1 => 14 + rng.below(60),
         2 | 3 => rng.pick(&[world.tunnel_max, world.local_max, 1464]) - 5 + rng.below(11),
         4 => 1400 + rng.below(60),
+        5 | 6 if world.longest > LONGEST => 60 + rng.below(world.longest - 60),
         _ => 60 + rng.below(1340),
     }
 }
@@ -335,6 +346,7 @@ fn egress_way(world: &World, own: &[MacAddr], inner: &Inner) -> Way {
     match inner.destination {
         _ if !inner.plain => Way::Pass,
         _ if learned => Way::Either,
+        to if known && local(to) && world.leaves_local() => Way::Pass,
         to if known && local(to) && fits(world.local_max) => Way::Fast,
         to if known && tunnel && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => {
             Way::Fast

@@ -71,6 +71,14 @@ fn devices() -> Vec<(&'static str, Device)> {
                 ..tcx("noudpcsum")
             },
         ),
+        (
+            "jumbo",
+            Device {
+                mtu: 9000,
+                small_mtu: 9000,
+                ..offloads("noudpcsum")
+            },
+        ),
         ("inherit", with("ttl inherit tos inherit df inherit")),
         (
             "inherit-tcx",

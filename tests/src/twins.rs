@@ -10,7 +10,7 @@ use vtep_common::{MacAddr, Outcome, checksum};
 pub use crate::corpus::encapsulated;
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::lab::{Family, Guest, VM_MTU};
+use crate::lab::{Family, Guest};
 use crate::netns::Netns;
 use crate::wait_until;
 
@@ -32,6 +32,8 @@ pub struct Device {
     pub udp_port: u16,
     /// What the device's bridge port learns.
     pub bridge_learning: bool,
+    /// MTU of the ports, and of the underlay if that is IPv4.
+    pub mtu: u32,
     /// MTU of the second VM and its port.
     pub small_mtu: u32,
     /// The bridge listens to IGMP and MLD.
@@ -49,6 +51,7 @@ impl Default for Device {
             vxlan: "",
             udp_port: 4789,
             bridge_learning: true,
+            mtu: 1500,
             small_mtu: 1500,
             snooping: true,
             hook: Hook::Xdp,
@@ -114,7 +117,12 @@ impl Twins {
         let config = ports.map(|port| format!("[ports.{port}]\nhook = \"{hook}\"\n"));
         let daemon = Daemon::with_config(host, &config.concat())?;
         for mac in [corpus::A, corpus::A2, corpus::C] {
-            daemon.wait_accelerated(mac)?;
+            // What is left to the kernel is known, too.
+            let known = || Ok(daemon.fdb(mac)?.is_some());
+            match device.mtu {
+                1500 => daemon.wait_accelerated(mac)?,
+                _ => wait_until(DEADLINE, &format!("{mac} is known"), known)?,
+            };
         }
         for (mac, _) in remote_stations() {
             daemon.wait_accelerated(mac)?;
@@ -145,8 +153,9 @@ impl Twins {
             takes_zero_checksum: device.underlay == Family::V4
                 || device.vxlan.contains("udp6zerocsumrx"),
             udp_port: device.udp_port,
-            tunnel_max: VM_MTU as usize + 14,
-            local_max: device.small_mtu.min(1500) as usize + 14,
+            tunnel_max: fast.lab.vm_mtu as usize + 14,
+            local_max: device.small_mtu.min(device.mtu) as usize + 14,
+            longest: device.mtu as usize + 18,
             learning: device.bridge_learning || !device.vxlan.contains("nolearning"),
             uplink_mac: host.uplink_mac,
             gateway_mac: host.gateway_mac,
@@ -202,7 +211,7 @@ impl Twins {
             _ => 0,
         };
         self.seen_frames += (cases.len() - unseen + chunks * MARKS.len()) as u64;
-        let fast_marks = MARKS.iter().filter(|mark| mark.fast).count();
+        let fast_marks = MARKS.iter().filter(|m| m.is_fast(&self.world)).count();
         self.fast_marks += (chunks * fast_marks) as u64;
         // Waiting longer can only explain a difference, never hide one.
         if !self.differences().is_empty() {

@@ -10,10 +10,9 @@ use super::mutate::{Tunnel, damage, settle};
 use super::offload::{of_train, unfinished};
 use super::outer::{CHANGES, differs_on_purpose, ingress_way};
 use super::{
-    A, A2, C, Case, FAR, FAR_IP, Inner, KINDS, LONGEST, NEAR, NEAR_IP, PLAIN_KINDS, Rng, Station,
-    Way, World, any_kind, any_length, egress_way, inner, payload, stations,
+    A, A2, C, Case, FAR, FAR_IP, Inner, KINDS, NEAR, NEAR_IP, PLAIN_KINDS, Rng, Station, Way,
+    World, any_kind, any_length, egress_way, inner, payload, stations,
 };
-use crate::lab::VM_MTU;
 use crate::twins::Tap;
 use crate::vnet::Header;
 
@@ -84,10 +83,10 @@ impl Grammar {
     fn longest(&self, tap: Tap) -> usize {
         match tap {
             // As much longer as the header is.
-            Tap::Wire => (VM_MTU + self.world.underlay.overhead() + 18) as usize,
-            Tap::A => LONGEST,
+            Tap::Wire => self.world.tunnel_max + 4 + self.world.underlay.overhead() as usize,
+            Tap::A => self.world.longest,
             // As far as its own MTU lets it.
-            Tap::C => LONGEST.min(self.world.local_max + 4),
+            Tap::C => self.world.longest.min(self.world.local_max + 4),
         }
     }
 
@@ -140,6 +139,7 @@ impl Grammar {
         // Nobody but the kernel can ask for outer checksums of segments.
         let is_cut = unfinished.header.gso.is_some() && self.world.sends_checksum;
         let way = match unfinished.longest {
+            _ if is_local && self.world.leaves_local() => Way::Pass,
             longest if is_local && longest <= self.world.local_max => Way::Fast,
             longest if !is_local && longest <= self.world.tunnel_max && !is_cut => Way::Fast,
             _ => Way::Pass,
@@ -178,7 +178,11 @@ impl Grammar {
             vnet: Header::default(),
             what: format!("of a train, {position}: {} > {}", ends[0], ends[1]),
             frame: outer.build(&frame),
-            way: Way::Fast,
+            way: if self.world.leaves_local() {
+                Way::Pass
+            } else {
+                Way::Fast
+            },
             flow: u64::from(first),
         })
     }
@@ -214,7 +218,7 @@ impl Grammar {
             90..93 => Station::Unknown,
             _ => self.fixed_station(rng),
         };
-        let longest = LONGEST - 64 - if change.0 == "as it is" { 0 } else { 40 };
+        let longest = self.world.longest - 64 - if change.0 == "as it is" { 0 } else { 40 };
         let bytes = (any_length(&self.world, rng) - 14).clamp(8, longest);
         let packet = payload(usual_kind(rng), bytes, tos, rng);
         let inner = inner(source.mac(rng), destination.mac(rng), packet, number);
@@ -285,17 +289,18 @@ impl Grammar {
             5 => Station::FromVm(rng.below(2) as u8),
             _ => rng.pick(&self.stations[1]),
         };
-        let mut inner = self.any_inner([source, destination], LONGEST - 114, number, rng);
+        let mut inner =
+            self.any_inner([source, destination], self.world.longest - 114, number, rng);
         if rng.percent(8) {
             // A tunnel in the tunnel.
-            inner.frame.truncate(LONGEST - 164);
+            inner.frame.truncate(self.world.longest - 164);
             let mut within = Outer::new(&self.world, number);
             within.macs = [source.mac(rng), destination.mac(rng)];
             inner.frame = within.build(&inner.frame);
             what.push("tunnel in tunnel");
         }
         if rng.percent(50) {
-            what.push(damage(&mut inner.frame, LONGEST - 100, rng));
+            what.push(damage(&mut inner.frame, self.world.longest - 100, rng));
         }
         let mut frame = outer.build(&inner.frame);
         if rng.percent(40) {
@@ -333,7 +338,7 @@ impl Grammar {
         outer.identification = (number >> 1 & 0xff) as u16;
         outer.udp_ports[0] = outer.identification;
         let ends = [NEAR[0], rng.pick(&[A, C, A2, FAR])].map(Station::Known);
-        let inner = self.any_inner(ends, LONGEST - 100, number as usize & !1, rng);
+        let inner = self.any_inner(ends, self.world.longest - 100, number as usize & !1, rng);
         let whole = outer.build(&inner.frame);
         let units = 1 + rng.below((whole.len() - 56) / 8);
         let in_order = usize::from(rng.percent(20));

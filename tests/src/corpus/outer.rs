@@ -423,7 +423,7 @@ pub(super) fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
     match () {
         () if !inner.plain || !fits || !ecn_is_merged || !checksum => Way::Pass,
         () if is_learned(inner.source) || is_learned(inner.destination) => Way::Either,
-        () if !local => Way::Pass,
+        () if !local || world.leaves_local() => Way::Pass,
         () if behind => Way::Fast,
         () if world.learning => Way::Pass,
         () => Way::Either,

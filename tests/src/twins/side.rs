@@ -11,7 +11,7 @@ use vtep_common::MacAddr;
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
 use crate::frames::{Inbox, Socket, ethernet, ipv4_udp};
-use crate::lab::{BRIDGE, Family, Guest, Lab, Options, UPLINK, VM_MTU, VXLAN};
+use crate::lab::{BRIDGE, Family, Guest, Lab, Options, UPLINK, VXLAN};
 use crate::vnet::Header;
 
 /// For everything that has to come.
@@ -47,6 +47,7 @@ impl Side {
         let options = Options {
             hosts: 1,
             underlay: device.underlay,
+            underlay_mtu: (device.mtu != 1500).then_some(device.mtu),
             vxlan: format!("{} ageing {AGES}", device.vxlan),
             udp_port: device.udp_port,
             ..Options::default()
@@ -68,7 +69,7 @@ impl Side {
                 "1",
             )?)
         })?;
-        let mtu = VM_MTU + device.underlay.overhead() + 8;
+        let mtu = lab.vm_mtu + device.underlay.overhead() + 8;
         lab.router.run(&format!("ip link set to1 mtu {mtu}"))?;
         host.netns.enter(|| {
             for (key, value) in STEADY {
@@ -83,7 +84,7 @@ impl Side {
              mcast_membership_interval {AGES}00 mcast_querier_interval {AGES}00
              mcast_last_member_interval {AGES}00"
         ))?;
-        let mtus = [1500, device.small_mtu];
+        let mtus = [device.mtu, device.small_mtu];
         for ((vm, mtu), mac) in lab.vms.iter().zip(mtus).zip(corpus::PORT_MACS) {
             // The VMs and the router can send more than the host's ends take.
             vm.netns.run_all(&format!(
@@ -238,7 +239,7 @@ pub(super) struct Mark {
     destination: MacAddr,
     /// Where copies arrive.
     to: &'static [Tap],
-    pub fast: bool,
+    fast: bool,
 }
 
 const fn mark(letter: u8, from: Tap, ends: [MacAddr; 2], to: &'static [Tap], fast: bool) -> Mark {
@@ -296,6 +297,11 @@ pub(super) const MARKS: &[Mark] = &[
 ];
 
 impl Mark {
+    pub fn is_fast(&self, world: &World) -> bool {
+        let is_local = self.to != [Tap::Wire];
+        self.fast && !(is_local && world.leaves_local())
+    }
+
     fn frame(&self, world: &World, chunk: u32) -> Vec<u8> {
         let mut payload = MARK.to_vec();
         payload.extend(chunk.to_be_bytes());
