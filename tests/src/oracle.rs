@@ -70,7 +70,7 @@ fn devices() -> Vec<(&'static str, Device)> {
         ),
         (
             "ipv6-inherit",
-            v6(with("nolearning ttl inherit tos inherit")),
+            v6(with("nolearning ttl inherit tos inherit flowlabel 0x12345")),
         ),
         ("offloads", offloads("")),
         ("offloads-noudpcsum", offloads("noudpcsum")),
