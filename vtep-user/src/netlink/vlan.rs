@@ -198,13 +198,14 @@ fn membership(kind: u16, port: IfIndex, vlan_flags: u16, vlan: u16) -> Request {
 }
 
 type Found<T> = BTreeMap<IfIndex, Vec<T>>;
+type Decode<T> = fn(&[u8]) -> Option<(IfIndex, Vec<T>)>;
 
 /// Dumps one device, or all for 0.
 async fn read<T>(
     channel: &mut Channel,
     kind: u16,
     ifindex: IfIndex,
-    decode: fn(&[u8]) -> Option<(IfIndex, Vec<T>)>,
+    decode: Decode<T>,
 ) -> Result<Found<T>, Failure> {
     let request = Request {
         kind,
