@@ -203,8 +203,16 @@ impl Scene {
 
     /// Daemons on the first two hosts, all ports on the XDP hook.
     pub fn start(&mut self) {
-        let ports: Vec<&str> = self.lab.vms.iter().map(|vm| vm.port.as_str()).collect();
-        let daemons = (0..2).map(|i| Daemon::start(&self.lab.hosts[i], &ports).unwrap());
+        self.start_with(|_| "xdp");
+    }
+
+    /// The same with a choice of hooks.
+    pub fn start_with(&mut self, hook: impl Fn(usize) -> &'static str) {
+        let ports = self.lab.vms.iter().enumerate();
+        let config: String = ports
+            .map(|(index, vm)| format!("[ports.{}]\nhook = \"{}\"\n", vm.port, hook(index)))
+            .collect();
+        let daemons = (0..2).map(|i| Daemon::with_config(&self.lab.hosts[i], &config).unwrap());
         self.daemons = daemons.collect();
     }
 
