@@ -7,6 +7,7 @@ use vtep_common::MacAddr;
 use crate::frames::ethernet;
 use crate::lab::Family;
 use crate::twins::Hook;
+use crate::vnet::Header;
 
 /// In every frame that has room, followed by the frame's number.
 pub const MAGIC: [u8; 8] = *b"\xf0vtepLAB";
@@ -38,6 +39,8 @@ pub const GATEWAY_IP: [u8; 4] = [192, 0, 2, 1];
 pub struct World {
     pub underlay: Family,
     pub hook: Hook,
+    /// The VMs' frames have virtio-net headers.
+    pub offloads: bool,
     /// The device sends UDP checksums.
     pub sends_checksum: bool,
     /// The device takes packets without them.
@@ -47,10 +50,20 @@ pub struct World {
     /// included, bytes.
     pub tunnel_max: usize,
     pub local_max: usize,
+    /// What the first VM's port takes: room for one VLAN tag.
+    pub longest: usize,
     /// The device or its bridge port learns from frames.
     pub learning: bool,
     pub uplink_mac: MacAddr,
     pub gateway_mac: MacAddr,
+}
+
+impl World {
+    /// Frames to local ports are left to the kernel, because XDP does not see all
+    /// of a large frame.
+    pub fn leaves_local(&self) -> bool {
+        self.longest > 3500
+    }
 }
 
 /// Which way a frame has to take in an accelerated host.
@@ -65,6 +78,8 @@ pub enum Way {
 
 #[derive(Debug, Clone)]
 pub struct Case {
+    /// What is left to do to it, where the sender can say that.
+    pub vnet: Header,
     pub what: String,
     pub frame: Vec<u8>,
     pub way: Way,
@@ -81,6 +96,7 @@ fn any_length(world: &World, rng: &mut Rng) -> usize {
         0 | 1 => 14 + rng.below(60),
         2 | 3 => rng.pick(&[world.tunnel_max, world.local_max, 1464]) - 5 + rng.below(11),
         4 => 1400 + rng.below(60),
+        5 | 6 if world.longest > LONGEST => 60 + rng.below(world.longest - 60),
         _ => 60 + rng.below(1340),
     }
 }
@@ -233,6 +249,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
         let (source, destination) = (source.mac(rng), destination.mac(rng));
         let inner = inner(source, destination, payload, cases.len());
         cases.push(Case {
+            vnet: Header::default(),
             way: egress_way(world, &[A, A2], &inner),
             what: inner.what,
             frame: inner.frame,
@@ -304,6 +321,7 @@ pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: us
                 let packet = payload(kind, 86, 0, &mut rng);
                 let inner = inner(A, *destination, packet, cases.len());
                 cases.push(Case {
+                    vnet: Header::default(),
                     way: egress_way(world, &[A, A2], &inner),
                     what: inner.what,
                     frame: inner.frame,
@@ -328,6 +346,7 @@ fn egress_way(world: &World, own: &[MacAddr], inner: &Inner) -> Way {
     match inner.destination {
         _ if !inner.plain => Way::Pass,
         _ if learned => Way::Either,
+        to if known && local(to) && world.leaves_local() => Way::Pass,
         to if known && local(to) && fits(world.local_max) => Way::Fast,
         to if known && tunnel && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => {
             Way::Fast
@@ -347,3 +366,4 @@ pub use outer::{ingress, ingress_changed, ingress_in_two_fragments, ingress_to};
 mod grammar;
 pub use grammar::{BLOCK, Grammar};
 mod mutate;
+mod offload;

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use vtep_common::{MacAddr, checksum};
 
+use crate::vnet::Header;
+
 /// linux/if_packet.h
 const PACKET_VNET_HDR: i32 = 15;
 
@@ -14,6 +16,8 @@ const PACKET_VNET_HDR: i32 = 15;
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// Frames have virtio-net headers.
+    headers: bool,
 }
 
 impl Socket {
@@ -31,7 +35,7 @@ impl Socket {
         ensure!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
         // SAFETY: just opened, owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let this = Self { fd };
+        let this = Self { fd, headers: false };
         let name = std::ffi::CString::new(device)?;
         // SAFETY: a valid C string.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -64,9 +68,19 @@ impl Socket {
     /// The same, with a virtio-net header in front of every frame: unfinished
     /// checksums and superframes, as a guest's stack and its device exchange them.
     pub fn with_headers(device: &str) -> Result<Self> {
-        let this = Self::open(device)?;
+        let mut this = Self::open(device)?;
         this.option(libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
+        this.headers = true;
         Ok(this)
+    }
+
+    /// What is sent for a frame, of which something may be left to do.
+    pub fn bytes(&self, header: Header, frame: &[u8]) -> Vec<u8> {
+        if self.headers {
+            [&header.encode()[..], frame].concat()
+        } else {
+            frame.to_vec()
+        }
     }
 
     fn option(&self, level: i32, name: i32, value: i32) -> Result<()> {
@@ -250,7 +264,7 @@ impl Socket {
 /// Frames taken at once.
 const INBOX_FRAMES: usize = 64;
 /// The longest frame there is: a superframe.
-const INBOX_BYTES: usize = 1 << 16;
+const INBOX_BYTES: usize = (1 << 16) + 64;
 
 /// Room for many whole frames, used again and again.
 #[derive(Debug)]
@@ -269,8 +283,9 @@ impl Default for Inbox {
 }
 
 impl Inbox {
-    /// Give everything that `socket` has, up to [`INBOX_FRAMES`], to `take`, with
-    /// VLAN tags put back. False where nothing came within `time`.
+    /// Give everything that `socket` has, up to [`INBOX_FRAMES`], to `take`: as on
+    /// a wire, so cut and summed where it has headers, and with VLAN tags put back.
+    /// False where nothing came within `time`.
     pub fn receive(
         &mut self,
         socket: &Socket,
@@ -305,11 +320,17 @@ impl Inbox {
         ensure!(n >= 0, "recvmmsg: {}", io::Error::last_os_error());
         let slots = self.bytes.chunks_exact(INBOX_BYTES);
         for (slot, message) in slots.zip(&messages).take(n as usize) {
-            let mut frame = slot[..message.msg_len as usize].to_vec();
-            if let Some(tag) = vlan_tag(&message.msg_hdr) {
-                frame.splice(12..12, tag);
+            let bytes = &slot[..message.msg_len as usize];
+            let frames = match bytes.split_first_chunk() {
+                Some((header, frame)) if socket.headers => Header::decode(header)?.segments(frame),
+                _ => vec![bytes.to_vec()],
+            };
+            for mut frame in frames {
+                if let Some(tag) = vlan_tag(&message.msg_hdr) {
+                    frame.splice(12..12, tag);
+                }
+                take(frame)?;
             }
-            take(frame)?;
         }
         Ok(true)
     }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::Outcome;
 
 use crate::corpus::{BLOCK, Case, Grammar, Way};
-use crate::lab::Family;
+use crate::lab::{Family, Guest};
 use crate::maps::Counters;
 use crate::twins::{Device, Hook, Tap, Twins};
 
@@ -36,6 +36,10 @@ fn devices() -> Vec<(&'static str, Device)> {
         hook: Hook::Tcx,
         ..with(vxlan)
     };
+    let offloads = |vxlan| Device {
+        guest: Guest::PollingVeth,
+        ..tcx(vxlan)
+    };
     vec![
         ("default", Device::default()),
         ("noudpcsum", with("noudpcsum")),
@@ -59,6 +63,36 @@ fn devices() -> Vec<(&'static str, Device)> {
         ("ipv6-nolearning", v6("nolearning")),
         ("tcx", tcx("")),
         ("tcx-noudpcsum", tcx("noudpcsum")),
+        ("offloads", offloads("")),
+        (
+            "tap",
+            Device {
+                guest: Guest::Tap,
+                ..tcx("noudpcsum")
+            },
+        ),
+        (
+            "jumbo",
+            Device {
+                mtu: 9000,
+                small_mtu: 9000,
+                ..offloads("noudpcsum")
+            },
+        ),
+        ("inherit", with("ttl inherit tos inherit df inherit")),
+        (
+            "inherit-tcx",
+            tcx("ttl inherit tos inherit df inherit noudpcsum"),
+        ),
+        ("inherit-ipv6", v6("ttl inherit tos inherit")),
+        ("offloads-noudpcsum", offloads("noudpcsum")),
+        (
+            "offloads-ipv6",
+            Device {
+                underlay: Family::V6,
+                ..offloads("udp6zerocsumtx udp6zerocsumrx")
+            },
+        ),
         (
             "tcx-ipv6",
             Device {

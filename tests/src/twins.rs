@@ -10,7 +10,7 @@ use vtep_common::{MacAddr, Outcome, checksum};
 pub use crate::corpus::encapsulated;
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::lab::{Family, VM_MTU};
+use crate::lab::{Family, Guest};
 use crate::netns::Netns;
 use crate::wait_until;
 
@@ -32,12 +32,16 @@ pub struct Device {
     pub udp_port: u16,
     /// What the device's bridge port learns.
     pub bridge_learning: bool,
+    /// MTU of the ports, and of the underlay if that is IPv4.
+    pub mtu: u32,
     /// MTU of the second VM and its port.
     pub small_mtu: u32,
     /// The bridge listens to IGMP and MLD.
     pub snooping: bool,
     /// Of both ports.
     pub hook: Hook,
+    /// How the VMs are connected.
+    pub guest: Guest,
 }
 
 impl Default for Device {
@@ -47,9 +51,11 @@ impl Default for Device {
             vxlan: "",
             udp_port: 4789,
             bridge_learning: true,
+            mtu: 1500,
             small_mtu: 1500,
             snooping: true,
             hook: Hook::Xdp,
+            guest: Guest::Plain,
         }
     }
 }
@@ -111,7 +117,12 @@ impl Twins {
         let config = ports.map(|port| format!("[ports.{port}]\nhook = \"{hook}\"\n"));
         let daemon = Daemon::with_config(host, &config.concat())?;
         for mac in [corpus::A, corpus::A2, corpus::C] {
-            daemon.wait_accelerated(mac)?;
+            // What is left to the kernel is known, too.
+            let known = || Ok(daemon.fdb(mac)?.is_some());
+            match device.mtu {
+                1500 => daemon.wait_accelerated(mac)?,
+                _ => wait_until(DEADLINE, &format!("{mac} is known"), known)?,
+            };
         }
         for (mac, _) in remote_stations() {
             daemon.wait_accelerated(mac)?;
@@ -134,6 +145,7 @@ impl Twins {
         };
         let world = World {
             hook: device.hook,
+            offloads: device.guest != Guest::Plain,
             underlay: device.underlay,
             sends_checksum: !["noudpcsum", "udp6zerocsumtx"]
                 .iter()
@@ -141,8 +153,9 @@ impl Twins {
             takes_zero_checksum: device.underlay == Family::V4
                 || device.vxlan.contains("udp6zerocsumrx"),
             udp_port: device.udp_port,
-            tunnel_max: VM_MTU as usize + 14,
-            local_max: device.small_mtu.min(1500) as usize + 14,
+            tunnel_max: fast.lab.vm_mtu as usize + 14,
+            local_max: device.small_mtu.min(device.mtu) as usize + 14,
+            longest: device.mtu as usize + 18,
             learning: device.bridge_learning || !device.vxlan.contains("nolearning"),
             uplink_mac: host.uplink_mac,
             gateway_mac: host.gateway_mac,
@@ -175,11 +188,11 @@ impl Twins {
     /// have nothing in common, so both work at the same time.
     pub fn exchange(&mut self, tap: Tap, cases: &[Case]) -> Result<()> {
         let (first, world) = (self.chunks, &self.world);
+        let chunks = chunks(cases);
         let work = |side: &mut Side| -> Result<()> {
             side.out.clear();
-            for (number, chunk) in cases.chunks(CHUNK).enumerate() {
-                let frames: Vec<&[u8]> = chunk.iter().map(|case| &*case.frame).collect();
-                side.taps[tap as usize].send_batch(&frames)?;
+            for (number, chunk) in chunks.iter().enumerate() {
+                side.send(tap, chunk.iter().map(|case| (case.vnet, &*case.frame)))?;
                 side.drain(world, first + number as u32)?;
             }
             Ok(())
@@ -191,14 +204,14 @@ impl Twins {
             let joined = kernel.join();
             fast.and(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })?;
-        let chunks = cases.len().div_ceil(CHUNK);
+        let chunks = chunks.len();
         self.chunks += chunks as u32;
         let unseen = match (tap, self.world.hook) {
             (Tap::A | Tap::C, Hook::Tcx) => cases.iter().filter(|c| is_cut_tag(&c.frame)).count(),
             _ => 0,
         };
         self.seen_frames += (cases.len() - unseen + chunks * MARKS.len()) as u64;
-        let fast_marks = MARKS.iter().filter(|mark| mark.fast).count();
+        let fast_marks = MARKS.iter().filter(|m| m.is_fast(&self.world)).count();
         self.fast_marks += (chunks * fast_marks) as u64;
         // Waiting longer can only explain a difference, never hide one.
         if !self.differences().is_empty() {
@@ -401,6 +414,23 @@ impl Twins {
         })?;
         Ok(())
     }
+}
+
+/// Cases that can be in flight together: superframes count as what becomes of them.
+fn chunks(cases: &[Case]) -> Vec<&[Case]> {
+    let (mut chunks, mut start, mut frames) = (Vec::new(), 0, 0);
+    for (i, case) in cases.iter().enumerate() {
+        let segments = case.vnet.gso.map_or(1, |gso| {
+            1 + case.frame.len() / usize::from(gso.segment_bytes.max(1))
+        });
+        if i > start && frames + segments > CHUNK {
+            chunks.push(&cases[start..i]);
+            (start, frames) = (i, 0);
+        }
+        frames += segments;
+    }
+    chunks.push(&cases[start..]);
+    chunks
 }
 
 /// The stack drops frames that end in their VLAN tag before any hook of it sees

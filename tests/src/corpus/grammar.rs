@@ -7,13 +7,14 @@ use vtep_common::MacAddr;
 
 use super::header::{Outer, in_two};
 use super::mutate::{Tunnel, damage, settle};
+use super::offload::{of_train, unfinished};
 use super::outer::{CHANGES, differs_on_purpose, ingress_way};
 use super::{
-    A, A2, C, Case, FAR, FAR_IP, Inner, KINDS, LONGEST, NEAR, NEAR_IP, PLAIN_KINDS, Rng, Station,
-    Way, World, any_kind, any_length, egress_way, inner, payload, stations,
+    A, A2, C, Case, FAR, FAR_IP, Inner, KINDS, NEAR, NEAR_IP, PLAIN_KINDS, Rng, Station, Way,
+    World, any_kind, any_length, egress_way, inner, payload, stations,
 };
-use crate::lab::VM_MTU;
 use crate::twins::Tap;
+use crate::vnet::Header;
 
 /// Frames with consecutive numbers that go in at one place and are of one sort.
 pub const BLOCK: u32 = 256;
@@ -61,7 +62,10 @@ impl Grammar {
         let number_word = number as usize;
         loop {
             let case = match Self::block(number / BLOCK) {
-                (Tap::Wire, true) => self.plain_from_wire(number_word, rng),
+                (Tap::Wire, true) => match self.train(number) {
+                    Some(case) => return case,
+                    None => self.plain_from_wire(number_word, rng),
+                },
                 (Tap::Wire, false) => match self.half(number) {
                     Some(case) => return case,
                     None => self.any_from_wire(number_word, rng),
@@ -79,10 +83,10 @@ impl Grammar {
     fn longest(&self, tap: Tap) -> usize {
         match tap {
             // As much longer as the header is.
-            Tap::Wire => (VM_MTU + self.world.underlay.overhead() + 18) as usize,
-            Tap::A => LONGEST,
+            Tap::Wire => self.world.tunnel_max + 4 + self.world.underlay.overhead() as usize,
+            Tap::A => self.world.longest,
             // As far as its own MTU lets it.
-            Tap::C => LONGEST.min(self.world.local_max + 4),
+            Tap::C => self.world.longest.min(self.world.local_max + 4),
         }
     }
 
@@ -101,6 +105,10 @@ impl Grammar {
             Tap::C => (&[C], &[A, A2, NEAR[0], NEAR[1], FAR]),
             _ => (&[A, A2], &[C, C, NEAR[0], NEAR[1], FAR]),
         };
+        if self.world.offloads && rng.percent(60) {
+            let ends = [rng.pick(own), rng.pick(others)];
+            return self.unfinished(ends, number, rng);
+        }
         let source = if rng.percent(95) {
             Station::Known(rng.pick(own))
         } else {
@@ -122,6 +130,61 @@ impl Grammar {
             way = Way::Either;
         }
         case(inner, way)
+    }
+
+    /// From a known station to another.
+    fn unfinished(&self, ends: [MacAddr; 2], number: usize, rng: &mut Rng) -> Case {
+        let unfinished = unfinished(&self.world, ends, number, rng);
+        let is_local = [A, A2, C].contains(&ends[1]);
+        // Nobody but the kernel can ask for outer checksums of segments.
+        let is_cut = unfinished.header.gso.is_some() && self.world.sends_checksum;
+        let way = match unfinished.longest {
+            _ if is_local && self.world.leaves_local() => Way::Pass,
+            longest if is_local && longest <= self.world.local_max => Way::Fast,
+            longest if !is_local && longest <= self.world.tunnel_max && !is_cut => Way::Fast,
+            _ => Way::Pass,
+        };
+        Case {
+            vnet: unfinished.header,
+            what: format!(
+                "{} of {} bytes: {} > {}",
+                unfinished.what,
+                unfinished.frame.len(),
+                ends[0],
+                ends[1]
+            ),
+            frame: unfinished.frame,
+            way,
+            flow: number as u64,
+        }
+    }
+
+    /// Some frames are of a train of four, which the stack may merge.
+    fn train(&self, number: u32) -> Option<Case> {
+        const FRAMES: u32 = 4;
+        let first = number & !(FRAMES - 1);
+        let mut rng = self.rng(first | 1 << 30);
+        let rng = &mut rng;
+        if !self.world.offloads || !rng.percent(25) {
+            return None;
+        }
+        let mut outer = Outer::new(&self.world, number as usize);
+        outer.udp_ports[0] = 50_000;
+        outer.tos = rng.byte() & 0xfc;
+        let ends = [rng.pick(&NEAR), rng.pick(&[A, A2, C])];
+        let (position, last) = ((number - first) as usize, first + FRAMES - 1);
+        let frame = of_train(ends, position, FRAMES as usize, last as usize, rng);
+        Some(Case {
+            vnet: Header::default(),
+            what: format!("of a train, {position}: {} > {}", ends[0], ends[1]),
+            frame: outer.build(&frame),
+            way: if self.world.leaves_local() {
+                Way::Pass
+            } else {
+                Way::Fast
+            },
+            flow: u64::from(first),
+        })
     }
 
     fn plain_from_wire(&self, number: usize, rng: &mut Rng) -> Option<Case> {
@@ -155,7 +218,7 @@ impl Grammar {
             90..93 => Station::Unknown,
             _ => self.fixed_station(rng),
         };
-        let longest = LONGEST - 64 - if change.0 == "as it is" { 0 } else { 40 };
+        let longest = self.world.longest - 64 - if change.0 == "as it is" { 0 } else { 40 };
         let bytes = (any_length(&self.world, rng) - 14).clamp(8, longest);
         let packet = payload(usual_kind(rng), bytes, tos, rng);
         let inner = inner(source.mac(rng), destination.mac(rng), packet, number);
@@ -167,6 +230,7 @@ impl Grammar {
             _ => ingress_way(&self.world, &outer, &inner),
         };
         Some(Case {
+            vnet: Header::default(),
             what: format!("{}, tos {:#04x}: {}", change.0, outer.tos, inner.what),
             frame: outer.build(&inner.frame),
             way,
@@ -187,6 +251,13 @@ impl Grammar {
             5 => Station::FromVm(1 - vm),
             _ => rng.pick(stations),
         };
+        if self.world.offloads && rng.percent(40) {
+            let ends = [source.mac(rng), destination.mac(rng)];
+            let mut case = self.unfinished(ends, number, rng);
+            settle(&mut case.frame, 6, Station::FromVm(vm), rng);
+            case.way = Way::Either;
+            return case;
+        }
         let mut inner = self.any_inner([source, destination], self.longest(tap), number, rng);
         if rng.percent(60) {
             let done = damage(&mut inner.frame, self.longest(tap), rng);
@@ -218,17 +289,18 @@ impl Grammar {
             5 => Station::FromVm(rng.below(2) as u8),
             _ => rng.pick(&self.stations[1]),
         };
-        let mut inner = self.any_inner([source, destination], LONGEST - 114, number, rng);
+        let mut inner =
+            self.any_inner([source, destination], self.world.longest - 114, number, rng);
         if rng.percent(8) {
             // A tunnel in the tunnel.
-            inner.frame.truncate(LONGEST - 164);
+            inner.frame.truncate(self.world.longest - 164);
             let mut within = Outer::new(&self.world, number);
             within.macs = [source.mac(rng), destination.mac(rng)];
             inner.frame = within.build(&inner.frame);
             what.push("tunnel in tunnel");
         }
         if rng.percent(50) {
-            what.push(damage(&mut inner.frame, LONGEST - 100, rng));
+            what.push(damage(&mut inner.frame, self.world.longest - 100, rng));
         }
         let mut frame = outer.build(&inner.frame);
         if rng.percent(40) {
@@ -245,6 +317,7 @@ impl Grammar {
             }
         }
         Some(Case {
+            vnet: Header::default(),
             what: format!("{what:?}, tos {:#04x}: {}", outer.tos, inner.what),
             frame,
             way: Way::Either,
@@ -265,13 +338,14 @@ impl Grammar {
         outer.identification = (number >> 1 & 0xff) as u16;
         outer.udp_ports[0] = outer.identification;
         let ends = [NEAR[0], rng.pick(&[A, C, A2, FAR])].map(Station::Known);
-        let inner = self.any_inner(ends, LONGEST - 100, number as usize & !1, rng);
+        let inner = self.any_inner(ends, self.world.longest - 100, number as usize & !1, rng);
         let whole = outer.build(&inner.frame);
         let units = 1 + rng.below((whole.len() - 56) / 8);
         let in_order = usize::from(rng.percent(20));
         let half = (number as usize & 1) ^ in_order;
         let [first, last] = in_two(&whole, units);
         Some(Case {
+            vnet: Header::default(),
             what: format!("half {half} of {}", inner.what),
             frame: if half == 0 { first } else { last },
             way: Way::Pass,
@@ -305,6 +379,7 @@ fn usual_kind(rng: &mut Rng) -> &'static str {
 
 fn case(inner: Inner, way: Way) -> Case {
     Case {
+        vnet: Header::default(),
         what: inner.what,
         frame: inner.frame,
         way,

@@ -10,6 +10,7 @@ use super::{
     payload, stations,
 };
 use crate::lab::Family;
+use crate::vnet::Header;
 
 pub(super) type Change = fn(&mut Outer, &mut Rng);
 
@@ -339,6 +340,7 @@ impl Cases<'_> {
             _ => ingress_way(self.world, &outer, &inner),
         };
         self.cases.push(Case {
+            vnet: Header::default(),
             what: format!("{name}, tos {:#04x}: {}", outer.tos, inner.what),
             frame: outer.build(&inner.frame),
             way,
@@ -357,6 +359,7 @@ impl Cases<'_> {
                 inner.frame.truncate(length);
                 inner.plain &= length >= if kind == "udp6" { 58 } else { 34 };
                 self.cases.push(Case {
+                    vnet: Header::default(),
                     what: format!("cut to {length}: {}", inner.what),
                     way: ingress_way(self.world, &outer, &inner),
                     frame: outer.build(&inner.frame),
@@ -376,6 +379,7 @@ impl Cases<'_> {
             let inner = inner(NEAR[0], A, packet, number);
             for frame in in_two(&outer.build(&inner.frame), 1 + i * 2) {
                 self.cases.push(Case {
+                    vnet: Header::default(),
                     what: format!("fragment {:02x?} of {}", &frame[20..22], inner.what),
                     frame,
                     way: Way::Pass,
@@ -419,7 +423,7 @@ pub(super) fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
     match () {
         () if !inner.plain || !fits || !ecn_is_merged || !checksum => Way::Pass,
         () if is_learned(inner.source) || is_learned(inner.destination) => Way::Either,
-        () if !local => Way::Pass,
+        () if !local || world.leaves_local() => Way::Pass,
         () if behind => Way::Fast,
         () if world.learning => Way::Pass,
         () => Way::Either,

@@ -11,7 +11,8 @@ use vtep_common::MacAddr;
 use super::{Device, TAPS, Tap, encapsulated};
 use crate::corpus::{self, World};
 use crate::frames::{Inbox, Socket, ethernet, ipv4_udp};
-use crate::lab::{BRIDGE, Family, Lab, Options, UPLINK, VM_MTU, VXLAN};
+use crate::lab::{BRIDGE, Family, Guest, Lab, Options, UPLINK, VXLAN};
+use crate::vnet::Header;
 
 /// For everything that has to come.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
@@ -46,13 +47,14 @@ impl Side {
         let options = Options {
             hosts: 1,
             underlay: device.underlay,
+            underlay_mtu: (device.mtu != 1500).then_some(device.mtu),
             vxlan: format!("{} ageing {AGES}", device.vxlan),
             udp_port: device.udp_port,
             ..Options::default()
         };
         let mut lab = Lab::with(&options)?;
-        lab.add_vm(0)?;
-        lab.add_vm(0)?;
+        lab.add_guest(0, device.guest)?;
+        lab.add_guest(0, device.guest)?;
         let ip = |address| match device.underlay {
             Family::V4 => IpAddr::from(address),
             Family::V6 => IpAddr::from(corpus::v6(address)),
@@ -67,7 +69,7 @@ impl Side {
                 "1",
             )?)
         })?;
-        let mtu = VM_MTU + device.underlay.overhead() + 8;
+        let mtu = lab.vm_mtu + device.underlay.overhead() + 8;
         lab.router.run(&format!("ip link set to1 mtu {mtu}"))?;
         host.netns.enter(|| {
             for (key, value) in STEADY {
@@ -82,7 +84,7 @@ impl Side {
              mcast_membership_interval {AGES}00 mcast_querier_interval {AGES}00
              mcast_last_member_interval {AGES}00"
         ))?;
-        let mtus = [1500, device.small_mtu];
+        let mtus = [device.mtu, device.small_mtu];
         for ((vm, mtu), mac) in lab.vms.iter().zip(mtus).zip(corpus::PORT_MACS) {
             // The VMs and the router can send more than the host's ends take.
             vm.netns.run_all(&format!(
@@ -127,10 +129,14 @@ impl Side {
                 ip(remote)
             ))?;
         }
+        let open = match device.guest {
+            Guest::Plain => Socket::open,
+            _ => Socket::with_headers,
+        };
         let taps = [
             lab.router.enter(|| Socket::open("to1"))?,
-            lab.vms[0].netns.enter(|| Socket::open("eth0"))?,
-            lab.vms[1].netns.enter(|| Socket::open("eth0"))?,
+            lab.vms[0].netns.enter(|| open("eth0"))?,
+            lab.vms[1].netns.enter(|| open("eth0"))?,
         ];
         Ok(Self {
             lab,
@@ -140,8 +146,17 @@ impl Side {
         })
     }
 
-    fn send(&self, tap: Tap, frame: &[u8]) -> Result<()> {
-        self.taps[tap as usize].send(frame)
+    /// Send what the tap takes.
+    pub fn send<'f>(
+        &self,
+        tap: Tap,
+        frames: impl IntoIterator<Item = (Header, &'f [u8])>,
+    ) -> Result<()> {
+        let socket = &self.taps[tap as usize];
+        let frames = frames.into_iter();
+        let bytes: Vec<Vec<u8>> = frames.map(|(h, frame)| socket.bytes(h, frame)).collect();
+        socket.send_batch(&bytes)?;
+        Ok(())
     }
 
     /// Send marks through every way of both directions and keep what comes out
@@ -149,7 +164,8 @@ impl Side {
     pub fn drain(&mut self, world: &World, chunk: u32) -> Result<()> {
         for stage in [&MARKS[..3], &MARKS[3..]] {
             for mark in stage {
-                self.send(mark.from, &mark.frame(world, chunk))?;
+                let frame = mark.frame(world, chunk);
+                self.send(mark.from, [(Header::default(), &*frame)])?;
             }
             for tap in TAPS {
                 let mut missing: Vec<u8> = stage
@@ -223,7 +239,7 @@ pub(super) struct Mark {
     destination: MacAddr,
     /// Where copies arrive.
     to: &'static [Tap],
-    pub fast: bool,
+    fast: bool,
 }
 
 const fn mark(letter: u8, from: Tap, ends: [MacAddr; 2], to: &'static [Tap], fast: bool) -> Mark {
@@ -281,6 +297,11 @@ pub(super) const MARKS: &[Mark] = &[
 ];
 
 impl Mark {
+    pub fn is_fast(&self, world: &World) -> bool {
+        let is_local = self.to != [Tap::Wire];
+        self.fast && !(is_local && world.leaves_local())
+    }
+
     fn frame(&self, world: &World, chunk: u32) -> Vec<u8> {
         let mut payload = MARK.to_vec();
         payload.extend(chunk.to_be_bytes());

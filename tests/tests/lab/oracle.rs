@@ -10,6 +10,7 @@ use vtep_tests::daemon::Daemon;
 use vtep_tests::frames::{Socket, ethernet};
 use vtep_tests::lab::{Family, Lab, VM_MTU, Vm};
 use vtep_tests::twins::{Device, Report, Tap, Twins, encapsulated};
+use vtep_tests::vnet::Header;
 use vtep_tests::{is_root, wait_until};
 
 /// Frames beside those of the tables, per direction.
@@ -280,6 +281,7 @@ fn hello(twins: &Twins, from: Tap, outer: [u8; 4], ends: [MacAddr; 2]) -> Case {
         _ => inner,
     };
     Case {
+        vnet: Header::default(),
         what: format!("{} > {} from {from:?}", ends[0], ends[1]),
         frame,
         way: corpus::Way::Either,

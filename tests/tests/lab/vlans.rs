@@ -2,303 +2,19 @@
 //! each, VLANs of one bridge with a VXLAN device for each, VLANs of one bridge with
 //! a single VXLAN device. The same suite for all; the third host has no daemon.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+mod facts;
+mod scene;
+
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Context as _;
 use serde_json::Value;
 use vtep_common::MacAddr;
-use vtep_tests::daemon::Daemon;
-use vtep_tests::frames::{Socket, ethernet, ipv4_udp, is_udp_to};
-use vtep_tests::lab::{Lab, Options, VM_MTU, Vm};
-use vtep_tests::{Device, has_devices, is_root, wait_until};
+use vtep_tests::frames::{Socket, is_udp_to};
+use vtep_tests::streams::Stream;
+use vtep_tests::wait_until;
 
-const VLANS: [u16; 2] = [10, 20];
-const VNIS: [u32; 2] = [100, 200];
-const WAIT: Duration = Duration::from_secs(10);
-/// Long enough for a frame that should not come, were it on its way.
-const SILENCE: Duration = Duration::from_millis(300);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    Bridges,
-    Vlans,
-    Single,
-}
-
-impl Layout {
-    #[must_use]
-    fn works(self, test: &str) -> bool {
-        let test = format!("{test} ({self:?})");
-        match self {
-            Self::Bridges => is_root(&test),
-            Self::Vlans | Self::Single => has_devices(&test, &[Device::VlanAwareBridge]),
-        }
-    }
-
-    fn bridge(self, n: usize) -> String {
-        match self {
-            Self::Bridges => format!("br{}", VNIS[n]),
-            Self::Vlans | Self::Single => "br0".to_owned(),
-        }
-    }
-
-    fn vxlan(self, n: usize) -> String {
-        match self {
-            Self::Single => "vxlan0".to_owned(),
-            Self::Bridges | Self::Vlans => format!("vxlan{}", VNIS[n]),
-        }
-    }
-
-    /// Words of `bridge fdb` that name the segment in the bridge's table.
-    fn in_bridge(self, n: usize) -> String {
-        match self {
-            Self::Bridges => "master".to_owned(),
-            Self::Vlans | Self::Single => format!("master vlan {}", VLANS[n]),
-        }
-    }
-
-    /// The same in the VXLAN device's.
-    fn in_tunnel(self, n: usize) -> String {
-        match self {
-            Self::Single => format!("self src_vni {}", VNIS[n]),
-            Self::Bridges | Self::Vlans => "self".to_owned(),
-        }
-    }
-
-    /// Commands that make the segments of one host.
-    fn commands(self, local: IpAddr) -> String {
-        let mut lines = String::new();
-        let mut add = |line: String| lines += &(line + "\n");
-        if self != Self::Bridges {
-            add("ip link add br0 type bridge vlan_filtering 1 vlan_default_pvid 0".to_owned());
-        }
-        if self == Self::Single {
-            add(format!(
-                "ip link add vxlan0 type vxlan external vnifilter learning local {local} dstport 4789"
-            ));
-            add(format!("ip link set vxlan0 mtu {VM_MTU} master br0"));
-            add("bridge link set dev vxlan0 vlan_tunnel on".to_owned());
-        }
-        for (n, (vlan, vni)) in VLANS.iter().zip(VNIS).enumerate() {
-            let (bridge, vxlan) = (self.bridge(n), self.vxlan(n));
-            match self {
-                Self::Bridges => add(format!("ip link add {bridge} type bridge")),
-                Self::Vlans => {}
-                Self::Single => {
-                    add(format!("bridge vlan add dev vxlan0 vid {vlan}"));
-                    add(format!(
-                        "bridge vlan add dev vxlan0 vid {vlan} tunnel_info id {vni}"
-                    ));
-                    add(format!("bridge vni add dev vxlan0 vni {vni}"));
-                    continue;
-                }
-            }
-            add(format!(
-                "ip link add {vxlan} type vxlan id {vni} local {local} dstport 4789"
-            ));
-            add(format!("ip link set {vxlan} mtu {VM_MTU} master {bridge}"));
-            if self == Self::Vlans {
-                add(format!(
-                    "bridge vlan add dev {vxlan} vid {vlan} pvid untagged"
-                ));
-            }
-        }
-        for n in 0..2 {
-            add(format!("ip link set {} up", self.vxlan(n)));
-            add(format!("ip link set {} up", self.bridge(n)));
-        }
-        lines
-    }
-}
-
-struct Scene {
-    layout: Layout,
-    lab: Lab,
-    daemons: Vec<Daemon>,
-}
-
-impl Scene {
-    fn new(layout: Layout) -> Self {
-        let lab = Lab::with(&Options {
-            hosts: 3,
-            segment: false,
-            ..Options::default()
-        })
-        .unwrap();
-        for host in &lab.hosts {
-            host.netns.run_all(&layout.commands(host.address)).unwrap();
-            let others = lab
-                .hosts
-                .iter()
-                .filter(|other| other.address != host.address);
-            for (n, other) in (0..2).flat_map(|n| others.clone().map(move |other| (n, other))) {
-                let (vxlan, tunnel) = (layout.vxlan(n), layout.in_tunnel(n));
-                let to = other.address;
-                let line =
-                    format!("bridge fdb append 00:00:00:00:00:00 dev {vxlan} {tunnel} dst {to}");
-                host.netns.run(&line).unwrap();
-            }
-        }
-        lab.warm_up().unwrap();
-        Self {
-            layout,
-            lab,
-            daemons: Vec::new(),
-        }
-    }
-
-    /// A VM in a segment; `number` makes its MAC and address.
-    fn add_vm(&mut self, host: usize, n: usize, number: u8) -> usize {
-        let index = self.lab.add_vm(host).unwrap();
-        let vm = &mut self.lab.vms[index];
-        vm.mac = MacAddr([2, 0, 0, 0, 0, number]);
-        vm.address = Ipv4Addr::new(10, 0, 0, number);
-        vm.netns
-            .run_all(&format!(
-                "ip addr flush dev eth0
-                 ip link set eth0 address {}
-                 ip addr add {}/24 dev eth0",
-                vm.mac, vm.address
-            ))
-            .unwrap();
-        let (port, bridge) = (&vm.port, self.layout.bridge(n));
-        let netns = &self.lab.hosts[host].netns;
-        netns
-            .run(&format!("ip link set {port} master {bridge}"))
-            .unwrap();
-        if self.layout != Layout::Bridges {
-            let vlan = VLANS[n];
-            netns
-                .run(&format!(
-                    "bridge vlan add dev {port} vid {vlan} pvid untagged"
-                ))
-                .unwrap();
-        }
-        // See `lab::plug` for GRO.
-        netns
-            .run_all(&format!(
-                "ip link set {port} up
-                 ethtool -K {port} gro off
-                 ethtool -K {port} gro on"
-            ))
-            .unwrap();
-        index
-    }
-
-    /// Daemons on the first two hosts, all ports on the XDP hook.
-    fn start(&mut self) {
-        let ports: Vec<&str> = self.lab.vms.iter().map(|vm| vm.port.as_str()).collect();
-        let daemons = (0..2).map(|i| Daemon::start(&self.lab.hosts[i], &ports).unwrap());
-        self.daemons = daemons.collect();
-    }
-
-    fn vm(&self, index: usize) -> &Vm {
-        &self.lab.vms[index]
-    }
-
-    #[track_caller]
-    fn ping(&self, from: usize, to: usize, count: u32) {
-        let to = self.vm(to).address;
-        self.vm(from)
-            .netns
-            .run(&format!("ping -c {count} -i 0.02 -W 2 {to}"))
-            .unwrap();
-    }
-
-    /// Both hosts with daemons forward to a MAC of a segment.
-    #[track_caller]
-    fn wait_fast(&self, n: usize, mac: MacAddr) {
-        for daemon in &self.daemons {
-            wait_row(daemon, n, mac, |row| row["accelerated"] == true).unwrap();
-        }
-    }
-
-    fn kernel_fdb(&self, host: usize) -> Vec<Value> {
-        let text = self.lab.hosts[host]
-            .netns
-            .run("bridge -j fdb show")
-            .unwrap();
-        serde_json::from_str(&text).unwrap()
-    }
-}
-
-fn row(daemon: &Daemon, n: usize, mac: MacAddr) -> Result<Option<Value>> {
-    let rows = daemon.json(&[
-        "fdb",
-        "show",
-        "--vni",
-        &VNIS[n].to_string(),
-        &mac.to_string(),
-    ])?;
-    Ok(rows.as_array().and_then(|rows| rows.first()).cloned())
-}
-
-fn wait_row(
-    daemon: &Daemon,
-    n: usize,
-    mac: MacAddr,
-    wanted: impl Fn(&Value) -> bool,
-) -> Result<()> {
-    wait_until(WAIT, &format!("{mac} in VNI {}", VNIS[n]), || {
-        Ok(row(daemon, n, mac)?.is_some_and(|row| wanted(&row)))
-    })
-    .with_context(|| {
-        let show = |words: &[&str]| daemon.cli(words).unwrap_or_else(|e| format!("{e:#}"));
-        format!("{}\n{}", show(&["status"]), show(&["fdb", "show"]))
-    })
-    .map(drop)
-}
-
-/// Frames of a segment that ended in an outcome.
-fn frames(daemon: &Daemon, n: usize, outcome: &str) -> u64 {
-    let stats = daemon.json(&["stats"]).unwrap();
-    let segments = stats["segments"].as_array().unwrap();
-    let segment = segments
-        .iter()
-        .find(|s| s["vni"] == VNIS[n])
-        .expect("a segment");
-    segment["outcomes"][outcome]["frames"].as_u64().unwrap_or(0)
-}
-
-fn port_rows(daemon: &Daemon, port: &str) -> BTreeMap<u64, Value> {
-    let rows = daemon.json(&["port", "show"]).unwrap();
-    let rows = rows
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|row| row["name"] == port);
-    rows.map(|row| (row["vni"].as_u64().unwrap(), row.clone()))
-        .collect()
-}
-
-/// One VM's end of its veth.
-fn socket(vm: &Vm) -> Socket {
-    vm.netns.enter(|| Socket::open("eth0")).unwrap()
-}
-
-/// A frame to `to`, known by its UDP port.
-fn marked(from: &Vm, to: &Vm, mark: u16) -> Vec<u8> {
-    let (source, destination) = (from.address.octets(), to.address.octets());
-    let packet = ipv4_udp(source, destination, [mark, mark], &[0; 64]);
-    ethernet(from.mac, to.mac, 0x0800, &packet)
-}
-
-/// Send marked frames; how many of them each of `ends` got.
-fn deliver(from: &Vm, to: &Vm, mark: u16, count: usize, ends: &[&Vm]) -> Vec<usize> {
-    let sender = socket(from);
-    let listeners: Vec<Socket> = ends.iter().map(|vm| socket(vm)).collect();
-    for _ in 0..count {
-        sender.send(&marked(from, to, mark)).unwrap();
-    }
-    let heard = |socket: &Socket| {
-        let first = socket.capture(count, WAIT.min(SILENCE * 3), |frame| is_udp_to(frame, mark));
-        let more = socket.capture(1, SILENCE, |frame| is_udp_to(frame, mark));
-        first.unwrap().len() + more.unwrap().len()
-    };
-    listeners.iter().map(heard).collect()
-}
+use scene::*;
 
 fn known_unicast_is_fast_in_every_segment(layout: Layout) {
     if !layout.works("known_unicast_is_fast_in_every_segment") {
@@ -453,6 +169,50 @@ fn a_restart_adopts_the_segments(layout: Layout) {
     scene.ping(a, b, 3);
 }
 
+/// Refreshed under the names that the layout gives them; idle ones age.
+fn busy_entries_stay_and_idle_ones_age(layout: Layout) {
+    if !layout.works("busy_entries_stay_and_idle_ones_age") {
+        return;
+    }
+    let mut scene = Scene::new(layout);
+    let [a, b, idle] = [0, 1, 2].map(|host| scene.add_vm(host, 1, host as u8 + 1));
+    // Two seconds, for the bridge in hundredths.
+    let (bridge, vxlan) = (layout.bridge(1), layout.vxlan(1));
+    let external = if layout == Layout::Single {
+        "external"
+    } else {
+        ""
+    };
+    let netns = &scene.lab.hosts[0].netns;
+    netns
+        .run_all(&format!(
+            "ip link set {bridge} type bridge ageing_time 200
+             ip link set {vxlan} type vxlan {external} ageing 2"
+        ))
+        .unwrap();
+    scene.start();
+    scene.ping(a, b, 3);
+    scene.ping(a, idle, 3);
+    scene.wait_fast(1, scene.vm(b).mac);
+    let stream = Stream::start(scene.vm(a), scene.vm(b), 200).unwrap();
+    let knows = |vm: usize| {
+        let mac = scene.vm(vm).mac.to_string();
+        let all = scene.kernel_fdb(0);
+        let known = all.iter().filter(|entry| entry["mac"] == mac).count();
+        (known, all)
+    };
+    wait_until(WAIT, "the idle entry ages", || Ok(knows(idle).0 == 0)).unwrap();
+    // As long again, and nothing in it was flooded.
+    let deadline = std::time::Instant::now() + Duration::from_secs(5);
+    while std::time::Instant::now() < deadline {
+        let (known, all) = knows(b);
+        assert_eq!(known, 2, "{all:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(knows(a).0, 1);
+    assert_eq!(stream.finish().unwrap().lost_frames, 0);
+}
+
 fn a_port_whose_pvid_changes_is_of_the_other_segment_alone(layout: Layout) {
     if !layout.works("a_port_whose_pvid_changes_is_of_the_other_segment_alone") {
         return;
@@ -596,12 +356,14 @@ suite!(Bridges as bridges:
     r2_equal_addresses_in_two_segments_never_meet
     tables_are_followed_and_written_in_the_segments_words
     a_restart_adopts_the_segments
+    busy_entries_stay_and_idle_ones_age
 );
 suite!(Vlans as per_vni:
     known_unicast_is_fast_in_every_segment
     r2_equal_addresses_in_two_segments_never_meet
     tables_are_followed_and_written_in_the_segments_words
     a_restart_adopts_the_segments
+    busy_entries_stay_and_idle_ones_age
     a_port_whose_pvid_changes_is_of_the_other_segment_alone
     tagged_frames_of_a_port_go_through_the_kernel
     vlan_filtering_is_followed
@@ -611,6 +373,7 @@ suite!(Single as single_device:
     r2_equal_addresses_in_two_segments_never_meet
     tables_are_followed_and_written_in_the_segments_words
     a_restart_adopts_the_segments
+    busy_entries_stay_and_idle_ones_age
     a_port_whose_pvid_changes_is_of_the_other_segment_alone
     tagged_frames_of_a_port_go_through_the_kernel
     vlan_filtering_is_followed

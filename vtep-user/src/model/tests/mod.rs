@@ -4,12 +4,14 @@
 mod adoption;
 mod cases;
 mod devices;
+mod host;
 mod limits;
 mod oracle;
 mod peers;
 mod random;
 mod remotes;
 mod v6;
+mod vlan_reasons;
 mod vlans;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

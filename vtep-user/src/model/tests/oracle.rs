@@ -3,7 +3,7 @@
 
 use vtep_common::layout::{PortKey, REMOTE_V6, VniKey};
 
-use super::random::{Kernel, STRICT};
+use super::host::{Kernel, STRICT};
 use super::*;
 
 /// What an FDB entry means to the programs.
