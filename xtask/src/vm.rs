@@ -41,28 +41,8 @@ const VTEP: &str = "/usr/bin/vtep";
 const TESTS: &str = "/usr/bin/lab";
 const EBPF_DIR: &str = "/usr/lib/vtep";
 pub const WHAT: &str = "tests in a virtual machine";
-/// Modules of the lab tests that need what only such a kernel has. `cargo xtask
-/// test` runs these inside; the others have run outside by then.
-const OWN: &[&str] = &["underlay::"];
 /// Tests that are not run inside, with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[];
-
-/// Which tests to run.
-#[derive(Debug, Clone, Copy)]
-pub enum Choice<'a> {
-    /// All whose names contain this.
-    All(Option<&'a str>),
-    /// Of those in [`OWN`] modules.
-    Own(Option<&'a str>),
-}
-
-impl Choice<'_> {
-    fn takes(self, test: &str) -> bool {
-        let (Self::All(filter) | Self::Own(filter)) = self;
-        let own = OWN.iter().any(|module| test.starts_with(module));
-        filter.is_none_or(|filter| test.contains(filter)) && (own || matches!(self, Self::All(_)))
-    }
-}
 
 /// How much slower than a real machine it is, for the deadlines of tests.
 const PATIENCE: u32 = 10;
@@ -74,7 +54,13 @@ pub fn verb(filter: Option<&str>, series: Series) -> ExitCode {
     let result = setup::run()
         .and_then(|()| build::all(false))
         .and_then(|()| prepare(series))
-        .and_then(|kernel| run(&kernel, Choice::All(filter), &mut sum));
+        .and_then(|kernel| {
+            run(
+                &kernel,
+                &|test| filter.is_none_or(|filter| test.contains(filter)),
+                &mut sum,
+            )
+        });
     if let Err(error) = result {
         eprintln!("vm: {error:#}");
         sum.failed += 1;
@@ -95,15 +81,12 @@ pub fn prepare(series: Series) -> Result<Kernel> {
     kernel::get(series)
 }
 
-/// Boot once, run the tests, add up.
-pub fn run(kernel: &Kernel, choice: Choice, sum: &mut Sum) -> Result<()> {
+/// Boot once, run the tests that `wanted` names, add up.
+pub fn run(kernel: &Kernel, wanted: &dyn Fn(&str) -> bool, sum: &mut Sum) -> Result<()> {
     eprintln!("test: {WHAT}: compiling");
     let tests = compile_tests()?;
-    let names = names(&tests, choice)?;
-    if names.is_empty() {
-        eprintln!("test: {WHAT}: none of this name");
-        return Ok(());
-    }
+    let names = names(&tests, wanted)?;
+    ensure!(!names.is_empty(), "no lab test is named like that");
     let directory = workspace().join(format!("target/vm/run-{}", std::process::id()));
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let _cleanup = Cleanup(&directory);
@@ -156,12 +139,12 @@ fn compile_tests() -> Result<PathBuf> {
 }
 
 /// Names of the tests that are run; those that are not are said.
-fn names(tests: &Path, choice: Choice) -> Result<Vec<String>> {
+fn names(tests: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
     let list = capture(Command::new(tests).arg("--list"))?;
     let mut names: Vec<String> = list
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
-        .filter(|name| choice.takes(name))
+        .filter(|name| wanted(name))
         .map(str::to_owned)
         .collect();
     for (left_out, reason) in LEFT_OUT {
