@@ -41,13 +41,42 @@ const VTEP: &str = "/usr/bin/vtep";
 const TESTS: &str = "/usr/bin/lab";
 const EBPF_DIR: &str = "/usr/lib/vtep";
 pub const WHAT: &str = "tests in a virtual machine";
+const STREAM: &str = "the machine is too slow for its stream of frames";
+const MEASURES: &str = "it measures time";
 /// Tests that are not run inside, with the reason.
-const LEFT_OUT: &[(&str, &str)] = &[];
+const LEFT_OUT: &[(&str, &str)] = &[
+    (
+        "kernel::kernel_path_carries_ping_tcp_and_100k_frames",
+        STREAM,
+    ),
+    ("life::r37_replace_under_load_loses_nothing", STREAM),
+    (
+        "life::r39_kill_and_restart_under_100k_frames_lose_nothing",
+        STREAM,
+    ),
+    ("life::unload_leaves_nothing_and_the_kernel_goes_on", STREAM),
+    (
+        "traffic::ping_tcp_and_udp_take_the_fast_path_on_both_hosts",
+        STREAM,
+    ),
+    (
+        "traffic::port_that_would_lose_redirected_frames_is_left_to_the_kernel",
+        STREAM,
+    ),
+    (
+        "mirror::a_replaced_entry_is_in_the_maps_within_5_ms",
+        MEASURES,
+    ),
+    (
+        "mirror::ten_thousand_entries_in_a_second_and_in_little_memory",
+        MEASURES,
+    ),
+];
 
 /// How much slower than a real machine it is, for the deadlines of tests.
 const PATIENCE: u32 = 10;
 /// Time for all of them.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 pub fn verb(filter: Option<&str>, series: Series) -> ExitCode {
     let mut sum = Sum::default();
