@@ -2,42 +2,15 @@
 //! has a name, and as many more as one likes, generated from a seed. Pure; what
 //! it is told is where the stations are ([`World`]).
 
-use vtep_common::{MacAddr, checksum};
+use vtep_common::MacAddr;
 
 use crate::frames::ethernet;
-use crate::lab::VNI;
+use crate::lab::Family;
+use crate::twins::Hook;
+use crate::vnet::Header;
 
 /// In every frame that has room, followed by the frame's number.
 pub const MAGIC: [u8; 8] = *b"\xf0vtepLAB";
-
-/// splitmix64: the same numbers on every machine.
-#[derive(Debug, Clone)]
-pub struct Rng(pub u64);
-
-impl Rng {
-    pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.word() % end as u64) as usize
-    }
-
-    pub fn byte(&mut self) -> u8 {
-        self.word() as u8
-    }
-
-    pub fn percent(&mut self, percent: usize) -> bool {
-        self.below(100) < percent
-    }
-
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-}
 
 const fn mac(last: [u8; 2]) -> MacAddr {
     MacAddr([2, 0, 0, 0, last[0], last[1]])
@@ -64,15 +37,33 @@ pub const GATEWAY_IP: [u8; 4] = [192, 0, 2, 1];
 /// What the frames depend on beside the constants above.
 #[derive(Debug, Clone, Copy)]
 pub struct World {
+    pub underlay: Family,
+    pub hook: Hook,
+    /// The VMs' frames have virtio-net headers.
+    pub offloads: bool,
+    /// The device sends UDP checksums.
+    pub sends_checksum: bool,
+    /// The device takes packets without them.
+    pub takes_zero_checksum: bool,
     pub udp_port: u16,
     /// Largest frames of the tunnel and of the local ports, Ethernet header
     /// included, bytes.
     pub tunnel_max: usize,
     pub local_max: usize,
+    /// What the first VM's port takes: room for one VLAN tag.
+    pub longest: usize,
     /// The device or its bridge port learns from frames.
     pub learning: bool,
     pub uplink_mac: MacAddr,
     pub gateway_mac: MacAddr,
+}
+
+impl World {
+    /// Frames to local ports are left to the kernel, because XDP does not see all
+    /// of a large frame.
+    pub fn leaves_local(&self) -> bool {
+        self.longest > 3500
+    }
 }
 
 /// Which way a frame has to take in an accelerated host.
@@ -87,258 +78,13 @@ pub enum Way {
 
 #[derive(Debug, Clone)]
 pub struct Case {
+    /// What is left to do to it, where the sender can say that.
+    pub vnet: Header,
     pub what: String,
     pub frame: Vec<u8>,
     pub way: Way,
     /// Frames of one number belong to one flow, which keeps order and source port.
     pub flow: u64,
-}
-
-/// What follows an Ethernet header.
-struct Payload {
-    what: &'static str,
-    ethertype: u16,
-    bytes: Vec<u8>,
-    /// Nothing in it needs the bridge.
-    plain: bool,
-    /// Of an IP header that is complete.
-    tos: Option<u8>,
-    /// IP addresses, protocol and ports, as far as they name a flow.
-    flow: u64,
-}
-
-const KINDS: &[&str] = &[
-    "udp4",
-    "tcp4",
-    "sctp4",
-    "icmp4",
-    "gre4",
-    "udp6",
-    "tcp6",
-    "sctp6",
-    "icmp6",
-    "options4",
-    "first fragment4",
-    "later fragment4",
-    "bad checksum4",
-    "bad version4",
-    "bad length4",
-    "igmp report4",
-    "truncated4",
-    "truncated6",
-    "nd6",
-    "mld report6",
-    "extension headers6",
-    "bad version6",
-    "arp request",
-    "arp reply",
-    "rarp",
-    "vlan",
-    "priority tag",
-    "qinq",
-    "llc",
-    "snap",
-    "odd type",
-];
-/// Those that make up most traffic, and the fast path's.
-const PLAIN_KINDS: usize = 9;
-
-const ODD_TYPES: &[u16] = &[
-    0x88b5, 0x8808, 0x88cc, 0x888e, 0x8847, 0x8863, 0x8864, 0x9100, 0x9000, 0x88e3, 0x8902, 0x88f7,
-    0x0600, 0xffff, 0x6558, 0x894f, 0x22f0, 0x88e5,
-];
-
-/// A packet of a kind, `bytes` long where the kind lets it.
-fn payload(kind: &'static str, bytes: usize, tos: u8, rng: &mut Rng) -> Payload {
-    let mut plain = true;
-    let mut keeps_tos = true;
-    let (ethertype, mut packet);
-    let mut flow = 1 << 63;
-    let protocol = match kind.trim_end_matches(['4', '6']) {
-        "tcp" => 6,
-        "sctp" => 132,
-        "icmp" if kind.ends_with('6') => 58,
-        "icmp" => 1,
-        "gre" => 47,
-        "igmp report" => 2,
-        "nd" | "mld report" => 58,
-        _ => 17,
-    };
-    if kind.ends_with('4') {
-        ethertype = 0x0800;
-        (packet, flow) = ipv4(kind, protocol, bytes, tos, rng);
-        if kind == "truncated4" {
-            packet.truncate(rng.below(24));
-            plain = packet.len() >= 20;
-            keeps_tos = plain;
-            // Without the bytes that ports would be in: a flow of addresses only.
-            flow = 1 << 61;
-        }
-    } else if kind.ends_with('6') {
-        ethertype = 0x86dd;
-        (packet, flow) = ipv6(kind, protocol, bytes, tos, rng);
-        plain = kind != "nd6";
-        if kind == "truncated6" {
-            packet.truncate(rng.below(48));
-            plain = packet.len() >= 44;
-            keeps_tos = packet.len() >= 40;
-        }
-    } else {
-        keeps_tos = false;
-        plain = matches!(kind, "llc" | "snap" | "odd type");
-        (ethertype, packet) = match kind {
-            "arp request" | "arp reply" => {
-                let operation = if kind == "arp reply" { 2 } else { 1 };
-                let mut arp = vec![0, 1, 8, 0, 6, 4, 0, operation];
-                arp.extend((0..20).map(|_| rng.byte()));
-                // Nobody's address: no stack answers.
-                arp[14..18].copy_from_slice(&[10, 9, 0, 1]);
-                arp[24..28].copy_from_slice(&[10, 9, 0, 2]);
-                (0x0806, arp)
-            }
-            "rarp" => (0x8035, [&[0, 1, 8, 0, 6, 4, 0, 3][..], &[7; 20]].concat()),
-            "vlan" | "priority tag" | "qinq" => {
-                let inner = payload(rng.pick(&KINDS[..PLAIN_KINDS]), bytes - 8, tos, rng);
-                let id = match kind {
-                    "vlan" => rng.pick(&[1u16, 100, 4094]),
-                    _ => rng.pick(&[0x2000, 0xe000]),
-                };
-                let mut tagged = id.to_be_bytes().to_vec();
-                if kind == "qinq" {
-                    tagged.extend([0x81, 0, 0, 7]);
-                }
-                tagged.extend(inner.ethertype.to_be_bytes());
-                tagged.extend(inner.bytes);
-                (if kind == "qinq" { 0x88a8 } else { 0x8100 }, tagged)
-            }
-            "llc" => (rng.below(0x600) as u16, vec![0x42, 0x42, 3, 0, 0, 0, 0]),
-            "snap" => (
-                (bytes as u16).min(1500),
-                vec![0xaa, 0xaa, 3, 0, 0, 0x0c, 0x20, 0],
-            ),
-            _ => (rng.pick(ODD_TYPES), Vec::new()),
-        };
-    }
-    if kind == "odd type" || !kind.contains("truncated") {
-        packet.resize(packet.len().max(bytes), 0x5a);
-    }
-    Payload {
-        what: kind,
-        ethertype,
-        bytes: packet,
-        plain,
-        tos: keeps_tos.then_some(tos),
-        flow,
-    }
-}
-
-/// Ports of few flows, so that each has many frames.
-fn ports(rng: &mut Rng) -> [u8; 4] {
-    let source = 40_000 + rng.below(6) as u16;
-    let [a, b] = source.to_be_bytes();
-    [a, b, 0x30, rng.below(2) as u8]
-}
-
-fn ipv4(kind: &str, protocol: u8, bytes: usize, tos: u8, rng: &mut Rng) -> (Vec<u8>, u64) {
-    let option_words = match kind {
-        "options4" => rng.pick(&[1u8, 3, 10]),
-        "igmp report4" => 1,
-        _ => 0,
-    };
-    let header = 20 + 4 * option_words as usize;
-    let total = bytes.max(header + 8);
-    let mut packet = vec![0x45 + option_words, tos];
-    packet.extend((total as u16).to_be_bytes());
-    packet.extend([rng.byte(), rng.byte()]);
-    let fragment: u16 = match kind {
-        "first fragment4" => 0x2000,
-        "later fragment4" => rng.pick(&[0x2000 | 100, 185]),
-        _ => rng.pick(&[0, 0x4000]),
-    };
-    packet.extend(fragment.to_be_bytes());
-    let ttl = if kind == "igmp report4" {
-        1
-    } else {
-        rng.pick(&[0u8, 1, 64, 255])
-    };
-    packet.extend([ttl, protocol, 0, 0]);
-    packet.extend([10, 9, 0, rng.below(3) as u8]);
-    packet.extend([10, 9, 1, rng.below(3) as u8]);
-    packet.extend(std::iter::repeat_n(1, 4 * option_words as usize));
-    match kind {
-        "bad version4" => packet[0] = rng.pick(&[0x65, 0x55, 0x44, 0x40, 0x05, 0x4f]),
-        "bad length4" => {
-            let wrong = rng.pick(&[0, 19, total as u16 + 1, 65535]);
-            packet[2..4].copy_from_slice(&wrong.to_be_bytes());
-        }
-        _ => {}
-    }
-    let sum = !checksum::bytes(&packet);
-    packet[10..12].copy_from_slice(&sum.to_ne_bytes());
-    if kind == "bad checksum4" {
-        packet[10] ^= 0x55;
-    }
-    let ports = ports(rng);
-    // Fragments and packets with options hash without ports.
-    let named = if packet[0] == 0x45 && fragment & 0x3fff == 0 && matches!(protocol, 6 | 17 | 132) {
-        u64::from(u32::from_be_bytes(ports))
-    } else {
-        0
-    };
-    let flow = named
-        | u64::from(packet[15]) << 32
-        | u64::from(packet[19]) << 40
-        | u64::from(protocol) << 48;
-    if kind == "igmp report4" {
-        packet.extend([0x16, 0, 0, 0, 239, 1, 2, rng.byte()]);
-    } else if protocol == 1 {
-        packet.extend([8, 0, 0, 0, 1, 2, 3, 4]);
-    } else {
-        packet.extend(ports);
-        packet.extend((0..4).map(|_| rng.byte()));
-    }
-    // Never two TCP segments that GRO would join.
-    packet.extend((0..(total - packet.len()).min(16)).map(|_| rng.byte()));
-    packet.resize(total, 0xa5);
-    (packet, flow)
-}
-
-fn ipv6(kind: &str, protocol: u8, bytes: usize, tos: u8, rng: &mut Rng) -> (Vec<u8>, u64) {
-    let total = bytes.max(48);
-    let version = if kind == "bad version6" { 4 } else { 6 };
-    let mut packet = vec![version << 4 | tos >> 4, tos << 4 | 3, 0, 0];
-    packet.extend(((total - 40) as u16).to_be_bytes());
-    let (source, destination) = (rng.below(3) as u8, rng.below(3) as u8);
-    let next = match kind {
-        "extension headers6" => rng.pick(&[0, 43, 44, 60]),
-        _ => protocol,
-    };
-    packet.extend([next, rng.pick(&[1, 64, 255])]);
-    for last in [source, destination] {
-        packet.extend([0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
-    }
-    let mut named = 0;
-    match kind {
-        "nd6" => packet.extend([rng.pick(&[133, 134, 135, 136, 137]), 0, 0, 0]),
-        "mld report6" => packet.extend([143, 0, 0, 0]),
-        "icmp6" => packet.extend([rng.pick(&[1, 128, 129, 132, 138, 255]), 0, 0, 0]),
-        // Inside: an ICMPv6 neighbour solicitation, where the programs do not look.
-        "extension headers6" => packet.extend([58, 0, 1, 4, 0, 0, 0, 0, 135, 0, 0, 0]),
-        _ => {
-            let ports = ports(rng);
-            named = u64::from(u32::from_be_bytes(ports));
-            packet.extend(ports);
-        }
-    }
-    let flow = named
-        | u64::from(source) << 32
-        | u64::from(destination) << 40
-        | u64::from(next) << 48
-        | 1 << 62;
-    let total = total.max(packet.len());
-    packet.extend((0..(total - packet.len()).min(16)).map(|_| rng.byte()));
-    packet.resize(total, 0xa5);
-    (packet, flow)
 }
 
 /// What a veth of MTU 1500 takes: room for one VLAN tag.
@@ -350,6 +96,7 @@ fn any_length(world: &World, rng: &mut Rng) -> usize {
         0 | 1 => 14 + rng.below(60),
         2 | 3 => rng.pick(&[world.tunnel_max, world.local_max, 1464]) - 5 + rng.below(11),
         4 => 1400 + rng.below(60),
+        5 | 6 if world.longest > LONGEST => 60 + rng.below(world.longest - 60),
         _ => 60 + rng.below(1340),
     }
 }
@@ -375,8 +122,8 @@ pub fn number(frame: &[u8]) -> Option<usize> {
 enum Station {
     Known(MacAddr),
     Unknown,
-    /// Seen as a source only from the VM.
-    FromVm,
+    /// Seen as a source only from this VM.
+    FromVm(u8),
     /// Seen as a source only behind this address.
     Behind([u8; 4]),
     Group([u8; 6]),
@@ -397,21 +144,23 @@ const GROUPS: &[[u8; 6]] = &[
     [3, 0, 0, 0, 0, 1],
 ];
 
+/// Stations that never move.
+const KNOWN: [MacAddr; 10] = [
+    A,
+    A2,
+    C,
+    NEAR[0],
+    NEAR[1],
+    FAR,
+    BRIDGE_MAC,
+    VXLAN_MAC,
+    PORT_MACS[0],
+    PORT_MACS[1],
+];
+
 /// Everything that can be written into an address field.
 fn stations(learned: Station) -> Vec<Station> {
-    let known = [
-        A,
-        A2,
-        C,
-        NEAR[0],
-        NEAR[1],
-        FAR,
-        BRIDGE_MAC,
-        VXLAN_MAC,
-        PORT_MACS[0],
-        PORT_MACS[1],
-    ];
-    let mut all: Vec<Station> = known.into_iter().map(Station::Known).collect();
+    let mut all: Vec<Station> = KNOWN.into_iter().map(Station::Known).collect();
     all.extend(GROUPS.iter().copied().map(Station::Group));
     all.extend([Station::Unknown, Station::Zero, learned]);
     all
@@ -423,7 +172,7 @@ impl Station {
         match self {
             Self::Known(mac) => mac,
             Self::Unknown => mac([0xee, rng.byte()]),
-            Self::FromVm => mac([FROM_VM, n]),
+            Self::FromVm(vm) => mac([FROM_VM + vm, n]),
             Self::Behind([a, b, c, d]) => MacAddr([BEHIND, a, b, c, d, n]),
             Self::Group(mac) => MacAddr(mac),
             Self::Zero => MacAddr::ZERO,
@@ -431,13 +180,13 @@ impl Station {
     }
 }
 
-/// In the addresses of [`Station::FromVm`] and [`Station::Behind`].
+/// In the addresses of [`Station::FromVm`] (and one more a VM) and [`Station::Behind`].
 const FROM_VM: u8 = 0xe0;
 const BEHIND: u8 = 6;
 
 /// Whether the kernel has learned the station in this run, if it has sent yet.
 fn is_learned(mac: MacAddr) -> bool {
-    mac.0[0] == BEHIND || (mac.0[0] == 2 && mac.0[4] == FROM_VM)
+    mac.0[0] == BEHIND || (mac.0[0] == 2 && [FROM_VM, FROM_VM + 1].contains(&mac.0[4]))
 }
 
 struct Inner {
@@ -448,6 +197,8 @@ struct Inner {
     plain: bool,
     tos: Option<u8>,
     flow: u64,
+    /// The sum of all its bytes is final, and known from its headers or few bytes.
+    summed: bool,
 }
 
 fn inner(source: MacAddr, destination: MacAddr, payload: Payload, number: usize) -> Inner {
@@ -455,6 +206,12 @@ fn inner(source: MacAddr, destination: MacAddr, payload: Payload, number: usize)
     // Headers, ports and types stay.
     let keep = if payload.ethertype == 0x86dd { 66 } else { 54 };
     stamp(&mut frame, keep, number);
+    let summed = match payload.what {
+        // A few keep a wrong checksum.
+        "udp4" | "tcp4" | "udp6" | "tcp6" => number % 16 != 15 && finish(&mut frame),
+        "icmp4" | "icmp6" | "mld report6" | "first fragment4" | "later fragment4" => true,
+        _ => false,
+    };
     let low = |mac: MacAddr| u64::from(mac.0[4]) << 8 | u64::from(mac.0[5]);
     Inner {
         what: format!(
@@ -472,6 +229,7 @@ fn inner(source: MacAddr, destination: MacAddr, payload: Payload, number: usize)
         destination,
         plain: payload.plain,
         tos: payload.tos,
+        summed,
     }
 }
 
@@ -491,7 +249,8 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
         let (source, destination) = (source.mac(rng), destination.mac(rng));
         let inner = inner(source, destination, payload, cases.len());
         cases.push(Case {
-            way: egress_way(world, &inner),
+            vnet: Header::default(),
+            way: egress_way(world, &[A, A2], &inner),
             what: inner.what,
             frame: inner.frame,
             flow: inner.flow,
@@ -504,7 +263,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
             add(Station::Known(A), destination, packet, &mut rng);
         }
     }
-    for source in stations(Station::FromVm) {
+    for source in stations(Station::FromVm(0)) {
         for kind in ["udp4", "tcp6", "arp reply"] {
             let packet = payload(kind, 86, 0, &mut rng);
             add(source, near, packet, &mut rng);
@@ -527,7 +286,7 @@ pub fn egress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
         }
     }
     let (sources, destinations) = (
-        stations(Station::FromVm),
+        stations(Station::FromVm(0)),
         stations(Station::Behind(NEAR_IP)),
     );
     let usual = [NEAR[0], NEAR[0], NEAR[1], FAR, C].map(Station::Known);
@@ -562,7 +321,8 @@ pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: us
                 let packet = payload(kind, 86, 0, &mut rng);
                 let inner = inner(A, *destination, packet, cases.len());
                 cases.push(Case {
-                    way: egress_way(world, &inner),
+                    vnet: Header::default(),
+                    way: egress_way(world, &[A, A2], &inner),
                     what: inner.what,
                     frame: inner.frame,
                     flow: inner.flow,
@@ -573,18 +333,37 @@ pub fn egress_to(world: &World, to: &[MacAddr], kinds: &[&'static str], each: us
     cases
 }
 
-fn egress_way(world: &World, inner: &Inner) -> Way {
+/// `own`: the stations at the port that the frame comes from.
+fn egress_way(world: &World, own: &[MacAddr], inner: &Inner) -> Way {
     let fits = |limit| inner.frame.len() >= 16 && inner.frame.len() <= limit;
-    let known = [A, A2].contains(&inner.source);
+    let known = own.contains(&inner.source);
     let learned = is_learned(inner.source) || is_learned(inner.destination);
+    let local = |to| [A, A2, C].contains(&to) && !own.contains(&to);
+    // Room for other headers can be made in front of IP only, and their checksum without a
+    // look at everything only where the inner one is right.
+    let ip = matches!(inner.frame.get(12..14), Some([8, 0] | [0x86, 0xdd]));
+    let tunnel = world.hook == Hook::Xdp || ip && (inner.summed || !world.sends_checksum);
     match inner.destination {
         _ if !inner.plain => Way::Pass,
         _ if learned => Way::Either,
-        to if known && to == C && fits(world.local_max) => Way::Fast,
-        to if known && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => Way::Fast,
+        to if known && local(to) && world.leaves_local() => Way::Pass,
+        to if known && local(to) && fits(world.local_max) => Way::Fast,
+        to if known && tunnel && (NEAR.contains(&to) || to == FAR) && fits(world.tunnel_max) => {
+            Way::Fast
+        }
         _ => Way::Pass,
     }
 }
 
+mod header;
+pub use header::{encapsulated, v6};
+mod payload;
+use payload::{KINDS, PLAIN_KINDS, Payload, finish, payload};
+mod rng;
+pub use rng::Rng;
 mod outer;
 pub use outer::{ingress, ingress_changed, ingress_in_two_fragments, ingress_to};
+mod grammar;
+pub use grammar::{BLOCK, Grammar};
+mod mutate;
+mod offload;

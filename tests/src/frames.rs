@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use vtep_common::{MacAddr, checksum};
 
+use crate::vnet::Header;
+
 /// linux/if_packet.h
 const PACKET_VNET_HDR: i32 = 15;
 
@@ -14,6 +16,8 @@ const PACKET_VNET_HDR: i32 = 15;
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
+    /// Frames have virtio-net headers.
+    headers: bool,
 }
 
 impl Socket {
@@ -31,7 +35,7 @@ impl Socket {
         ensure!(fd >= 0, "packet socket: {}", io::Error::last_os_error());
         // SAFETY: just opened, owned by nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let this = Self { fd };
+        let this = Self { fd, headers: false };
         let name = std::ffi::CString::new(device)?;
         // SAFETY: a valid C string.
         let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
@@ -64,9 +68,19 @@ impl Socket {
     /// The same, with a virtio-net header in front of every frame: unfinished
     /// checksums and superframes, as a guest's stack and its device exchange them.
     pub fn with_headers(device: &str) -> Result<Self> {
-        let this = Self::open(device)?;
+        let mut this = Self::open(device)?;
         this.option(libc::SOL_PACKET, PACKET_VNET_HDR, 1)?;
+        this.headers = true;
         Ok(this)
+    }
+
+    /// What is sent for a frame, of which something may be left to do.
+    pub fn bytes(&self, header: Header, frame: &[u8]) -> Vec<u8> {
+        if self.headers {
+            [&header.encode()[..], frame].concat()
+        } else {
+            frame.to_vec()
+        }
     }
 
     fn option(&self, level: i32, name: i32, value: i32) -> Result<()> {
@@ -101,12 +115,13 @@ impl Socket {
     }
 
     /// Send all of them with few system calls; returns how many the device took.
-    pub fn send_batch(&self, frames: &mut [Vec<u8>]) -> Result<usize> {
+    pub fn send_batch(&self, frames: &[impl AsRef<[u8]>]) -> Result<usize> {
         let mut vectors: Vec<libc::iovec> = frames
-            .iter_mut()
-            .map(|f| libc::iovec {
-                iov_base: f.as_mut_ptr().cast(),
-                iov_len: f.len(),
+            .iter()
+            .map(|frame| libc::iovec {
+                // Only read from.
+                iov_base: frame.as_ref().as_ptr().cast_mut().cast(),
+                iov_len: frame.as_ref().len(),
             })
             .collect();
         let mut messages: Vec<libc::mmsghdr> = vectors.iter_mut().map(message).collect();
@@ -137,15 +152,7 @@ impl Socket {
     /// The next frame, or `None` after `time`. A VLAN tag, which the kernel takes
     /// out of received frames, is put back.
     pub fn receive(&self, time: Duration) -> Result<Option<Vec<u8>>> {
-        let mut poll = libc::pollfd {
-            fd: self.fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
-        ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
-        if ready == 0 {
+        if !self.wait(time)? {
             return Ok(None);
         }
         // The largest superframe, and what may stand in front of it.
@@ -171,15 +178,7 @@ impl Socket {
     /// What is there, up to 64 frames of which the first 128 bytes are kept; empty
     /// after `time`.
     pub fn receive_batch(&self, time: Duration) -> Result<Vec<Vec<u8>>> {
-        let mut poll = libc::pollfd {
-            fd: self.fd.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
-        ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
-        if ready == 0 {
+        if !self.wait(time)? {
             return Ok(Vec::new());
         }
         let mut buffers = vec![vec![0u8; 128]; 64];
@@ -207,6 +206,19 @@ impl Socket {
             buffer.truncate(message.msg_len as usize);
         }
         Ok(buffers)
+    }
+
+    /// Whether something can be received within `time`.
+    fn wait(&self, time: Duration) -> Result<bool> {
+        let mut poll = libc::pollfd {
+            fd: self.fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd.
+        let ready = unsafe { libc::poll(&mut poll, 1, time.as_millis() as i32) };
+        ensure!(ready >= 0, "poll: {}", io::Error::last_os_error());
+        Ok(ready > 0)
     }
 
     /// Frames since the last look that came and did not fit the buffer.
@@ -246,6 +258,81 @@ impl Socket {
             }
         }
         Ok(frames)
+    }
+}
+
+/// Frames taken at once.
+const INBOX_FRAMES: usize = 64;
+/// The longest frame there is: a superframe.
+const INBOX_BYTES: usize = (1 << 16) + 64;
+
+/// Room for many whole frames, used again and again.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Vec<u8>,
+    controls: Vec<[u64; 16]>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        Self {
+            bytes: vec![0; INBOX_FRAMES * INBOX_BYTES],
+            controls: vec![[0; 16]; INBOX_FRAMES],
+        }
+    }
+}
+
+impl Inbox {
+    /// Give everything that `socket` has, up to [`INBOX_FRAMES`], to `take`: as on
+    /// a wire, so cut and summed where it has headers, and with VLAN tags put back.
+    /// False where nothing came within `time`.
+    pub fn receive(
+        &mut self,
+        socket: &Socket,
+        time: Duration,
+        mut take: impl FnMut(Vec<u8>) -> Result<()>,
+    ) -> Result<bool> {
+        if !socket.wait(time)? {
+            return Ok(false);
+        }
+        let slots = self.bytes.chunks_exact_mut(INBOX_BYTES);
+        let mut vectors: Vec<libc::iovec> = slots
+            .map(|slot| libc::iovec {
+                iov_base: slot.as_mut_ptr().cast(),
+                iov_len: slot.len(),
+            })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = vectors.iter_mut().map(message).collect();
+        for (message, control) in messages.iter_mut().zip(&mut self.controls) {
+            message.msg_hdr.msg_control = control.as_mut_ptr().cast();
+            message.msg_hdr.msg_controllen = size_of_val(control);
+        }
+        // SAFETY: the headers point to vectors, buffers and control areas that live on.
+        let n = unsafe {
+            libc::recvmmsg(
+                socket.fd.as_raw_fd(),
+                messages.as_mut_ptr(),
+                messages.len() as u32,
+                libc::MSG_DONTWAIT,
+                std::ptr::null_mut(),
+            )
+        };
+        ensure!(n >= 0, "recvmmsg: {}", io::Error::last_os_error());
+        let slots = self.bytes.chunks_exact(INBOX_BYTES);
+        for (slot, message) in slots.zip(&messages).take(n as usize) {
+            let bytes = &slot[..message.msg_len as usize];
+            let frames = match bytes.split_first_chunk() {
+                Some((header, frame)) if socket.headers => Header::decode(header)?.segments(frame),
+                _ => vec![bytes.to_vec()],
+            };
+            for mut frame in frames {
+                if let Some(tag) = vlan_tag(&message.msg_hdr) {
+                    frame.splice(12..12, tag);
+                }
+                take(frame)?;
+            }
+        }
+        Ok(true)
     }
 }
 

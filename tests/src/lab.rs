@@ -199,8 +199,6 @@ impl Lab {
 
     fn add_host(&mut self, number: usize, options: &Options) -> Result<()> {
         let underlay = options.underlay;
-        let bits = underlay.subnet_bits();
-        let (gateway, address) = (underlay.address(number, 1), underlay.address(number, 2));
         let uplink_mac = MacAddr([2, 0, 0, 0xff, number as u8, 2]);
         let gateway_mac = MacAddr([2, 0, 0, 0xff, number as u8, 1]);
         let netns = Netns::new(&format!("host{}", number + 1))?;
@@ -209,17 +207,11 @@ impl Lab {
             "ip link add {far} address {gateway_mac} type veth peer name {UPLINK} address {uplink_mac} netns {}",
             netns.name()
         ))?;
-        let mtu = self.underlay_mtu;
-        for (netns, device, address) in [(&self.router, &*far, gateway), (&netns, UPLINK, address)]
-        {
-            wire(netns, device, mtu)?;
-            if underlay == Family::V6 {
-                enable_ipv6(netns, device)?;
-            }
+        for (netns, device) in [(&self.router, &*far), (&netns, UPLINK)] {
+            wire(netns, device, self.underlay_mtu)?;
             netns.run(&format!("ip link set {device} up"))?;
-            add_address(netns, address, bits, device)?;
         }
-        netns.run(&format!("ip route add default via {gateway}"))?;
+        let [gateway, address] = self.connect(number, &netns, underlay)?;
         let host = Host {
             netns,
             address,
@@ -232,6 +224,28 @@ impl Lab {
         }
         self.hosts.push(host);
         Ok(())
+    }
+
+    /// Addresses of a family on both ends of an uplink: the router's, the host's.
+    fn connect(&self, number: usize, host: &Netns, family: Family) -> Result<[IpAddr; 2]> {
+        let [gateway, address] = [1, 2].map(|host| family.address(number, host));
+        let far = format!("to{}", number + 1);
+        for (netns, device, address) in [(&self.router, &*far, gateway), (host, UPLINK, address)] {
+            if family == Family::V6 {
+                enable_ipv6(netns, device)?;
+            }
+            add_address(netns, address, family.subnet_bits(), device)?;
+        }
+        host.run(&format!("ip route add default via {gateway}"))?;
+        Ok([gateway, address])
+    }
+
+    /// A second family on the same underlay; the hosts' addresses.
+    pub fn add_family(&self, family: Family) -> Result<Vec<IpAddr>> {
+        let hosts = self.hosts.iter().enumerate();
+        hosts
+            .map(|(number, host)| Ok(self.connect(number, &host.netns, family)?[1]))
+            .collect()
     }
 
     fn add_segment(&self, host: &Host, options: &Options) -> Result<()> {

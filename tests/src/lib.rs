@@ -9,6 +9,7 @@ pub mod generator;
 pub mod lab;
 pub mod maps;
 pub mod netns;
+pub mod oracle;
 pub mod segments;
 pub mod streams;
 pub mod tap;

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{MapData, MapInfo};
-use vtep_common::MacAddr;
+use aya::maps::{Map, MapData, MapInfo, PerCpuArray};
 use vtep_common::fdb::{Bucket, SLOTS, Value, buckets};
-use vtep_common::layout::{FdbKey, LAYOUT_VERSION, Location, Place, Remote, SegmentId};
+use vtep_common::layout::{
+    Counter, FdbKey, LAYOUT_VERSION, Location, Place, Remote, SegmentId, stats_index,
+};
+use vtep_common::{MacAddr, Outcome};
 
 /// An array map, mapped for reading.
 struct Words {
@@ -89,13 +91,17 @@ pub struct Maps {
     remotes: Words,
 }
 
+fn pins(instance: &str) -> PathBuf {
+    let directory = Path::new("/sys/fs/bpf/vtep").join(instance);
+    directory.join(format!("v{LAYOUT_VERSION}/maps"))
+}
+
 const BUCKET_WORDS: usize = size_of::<Bucket>() / 8;
 const REMOTE_WORDS: usize = size_of::<Remote>() / 8;
 
 impl Maps {
     pub fn open(instance: &str) -> Result<Self> {
-        let directory = Path::new("/sys/fs/bpf/vtep").join(instance);
-        let directory = directory.join(format!("v{LAYOUT_VERSION}/maps"));
+        let directory = pins(instance);
         Ok(Self {
             fdb: Words::open(&directory, "FDB", BUCKET_WORDS)?,
             locations: Words::open(&directory, "LOCATIONS", 1)?,
@@ -173,5 +179,31 @@ impl Maps {
     pub fn locations_in_use(&self) -> usize {
         let words = (0..self.locations.count).map(|i| Location(self.locations.word(i)));
         words.filter(|l| l.place() != Place::Kernel).count()
+    }
+}
+
+/// The counters of an instance, read where the programs count.
+pub struct Counters(PerCpuArray<MapData, Counter>);
+
+/// Segments a test may have, and the one of frames that belong to none.
+const SEGMENTS: SegmentId = 8;
+
+impl Counters {
+    pub fn open(instance: &str) -> Result<Self> {
+        let map = MapData::from_pin(pins(instance).join("STATS"))?;
+        Ok(Self(PerCpuArray::try_from(Map::PerCpuArray(map))?))
+    }
+
+    /// Frames of every outcome so far.
+    pub fn frames(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let frames = |outcome: &Outcome| {
+            let mut sum = 0;
+            for segment in 0..SEGMENTS {
+                let counters = self.0.get(&stats_index(segment, *outcome), 0)?;
+                sum += counters.iter().map(|c| c.frames).sum::<u64>();
+            }
+            Ok((outcome.name(), sum))
+        };
+        Outcome::ALL.iter().map(frames).collect()
     }
 }

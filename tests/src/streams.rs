@@ -148,7 +148,7 @@ fn send(
         for (i, frame) in frames.iter_mut().enumerate() {
             frame[42..50].copy_from_slice(&(next + i as u64).to_be_bytes());
         }
-        next += socket.send_batch(&mut frames)? as u64;
+        next += socket.send_batch(&frames)? as u64;
         sent.store(next, Ordering::Relaxed);
     }
     Ok(())

@@ -2,14 +2,16 @@
 //! one without. The same frames go into both; what comes out is compared.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vtep_common::{MacAddr, Outcome, checksum};
 
+pub use crate::corpus::encapsulated;
 use crate::corpus::{self, Case, Way, World};
 use crate::daemon::Daemon;
-use crate::frames::vxlan;
-use crate::lab::{VM_MTU, VNI};
+use crate::lab::{Family, Guest};
+use crate::netns::Netns;
 use crate::wait_until;
 
 mod side;
@@ -18,27 +20,51 @@ use side::{DEADLINE, MARKS, Side, remote_stations};
 /// Frames in flight at once: a quarter of the ring of a veth.
 const CHUNK: usize = 32;
 
+/// For frames that were held back.
+const LATE: Duration = Duration::from_millis(30);
+
 /// How the hosts are made.
 #[derive(Debug, Clone)]
 pub struct Device {
+    pub underlay: Family,
     /// Options of the VXLAN device.
     pub vxlan: &'static str,
     pub udp_port: u16,
     /// What the device's bridge port learns.
     pub bridge_learning: bool,
+    /// MTU of the ports, and of the underlay if that is IPv4.
+    pub mtu: u32,
     /// MTU of the second VM and its port.
     pub small_mtu: u32,
+    /// The bridge listens to IGMP and MLD.
+    pub snooping: bool,
+    /// Of both ports.
+    pub hook: Hook,
+    /// How the VMs are connected.
+    pub guest: Guest,
 }
 
 impl Default for Device {
     fn default() -> Self {
         Self {
+            underlay: Family::V4,
             vxlan: "",
             udp_port: 4789,
             bridge_learning: true,
+            mtu: 1500,
             small_mtu: 1500,
+            snooping: true,
+            hook: Hook::Xdp,
+            guest: Guest::Plain,
         }
     }
+}
+
+/// Where frames from the VMs meet the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Xdp,
+    Tcx,
 }
 
 /// Where frames go in and come out.
@@ -78,20 +104,25 @@ pub struct Report {
     pub outcomes: BTreeMap<&'static str, u64>,
 }
 
-/// An inner frame as a remote sends it.
-pub fn encapsulated(world: &World, from: [u8; 4], inner: &[u8]) -> Vec<u8> {
-    let macs = [world.gateway_mac, world.uplink_mac];
-    vxlan(macs, [from, corpus::HOST_IP], world.udp_port, VNI, inner)
-}
-
 impl Twins {
     pub fn new(device: &Device) -> Result<Self> {
         let (kernel, fast) = (Side::new(device)?, Side::new(device)?);
         let vms = &fast.lab.vms;
         let host = &fast.lab.hosts[0];
-        let daemon = Daemon::start(host, &[&vms[0].port, &vms[1].port])?;
+        let hook = match device.hook {
+            Hook::Xdp => "xdp",
+            Hook::Tcx => "tcx",
+        };
+        let ports = [&vms[0].port, &vms[1].port];
+        let config = ports.map(|port| format!("[ports.{port}]\nhook = \"{hook}\"\n"));
+        let daemon = Daemon::with_config(host, &config.concat())?;
         for mac in [corpus::A, corpus::A2, corpus::C] {
-            daemon.wait_accelerated(mac)?;
+            // What is left to the kernel is known, too.
+            let known = || Ok(daemon.fdb(mac)?.is_some());
+            match device.mtu {
+                1500 => daemon.wait_accelerated(mac)?,
+                _ => wait_until(DEADLINE, &format!("{mac} is known"), known)?,
+            };
         }
         for (mac, _) in remote_stations() {
             daemon.wait_accelerated(mac)?;
@@ -108,12 +139,23 @@ impl Twins {
                 };
                 bound()?..bound()?
             }
+            // At tcx the kernel's range (ip_local_port_range), as its hash.
+            None if device.hook == Hook::Tcx => 32768..61000,
             None => 49152..u16::MAX,
         };
         let world = World {
+            hook: device.hook,
+            offloads: device.guest != Guest::Plain,
+            underlay: device.underlay,
+            sends_checksum: !["noudpcsum", "udp6zerocsumtx"]
+                .iter()
+                .any(|none| device.vxlan.contains(none)),
+            takes_zero_checksum: device.underlay == Family::V4
+                || device.vxlan.contains("udp6zerocsumrx"),
             udp_port: device.udp_port,
-            tunnel_max: VM_MTU as usize + 14,
-            local_max: device.small_mtu.min(1500) as usize + 14,
+            tunnel_max: fast.lab.vm_mtu as usize + 14,
+            local_max: device.small_mtu.min(device.mtu) as usize + 14,
+            longest: device.mtu as usize + 18,
             learning: device.bridge_learning || !device.vxlan.contains("nolearning"),
             uplink_mac: host.uplink_mac,
             gateway_mac: host.gateway_mac,
@@ -135,23 +177,49 @@ impl Twins {
     pub fn run(&mut self, tap: Tap, cases: &[Case]) -> Result<Report> {
         let before = self.outcomes()?;
         let (seen, marks) = (self.seen_frames, self.fast_marks);
-        for side in [&mut self.kernel, &mut self.fast] {
-            side.out.clear();
-        }
-        for chunk in cases.chunks(CHUNK) {
-            let mut frames: Vec<Vec<u8>> = chunk.iter().map(|case| case.frame.clone()).collect();
-            for side in [&mut self.kernel, &mut self.fast] {
-                side.taps[tap as usize].send_batch(&mut frames)?;
-                side.drain(&self.world, self.chunks)?;
-            }
-            self.chunks += 1;
-            self.seen_frames += (chunk.len() + MARKS.len()) as u64;
-            self.fast_marks += MARKS.iter().filter(|mark| mark.fast).count() as u64;
-        }
+        self.exchange(tap, cases)?;
         self.compare(cases)?;
-        self.flows(cases)?;
+        self.flows(cases, 0)?;
         let (seen, marks) = (self.seen_frames - seen, self.fast_marks - marks);
         self.report(cases, before, seen, marks)
+    }
+
+    /// Put the cases into both hosts at `tap` and keep what comes out. The hosts
+    /// have nothing in common, so both work at the same time.
+    pub fn exchange(&mut self, tap: Tap, cases: &[Case]) -> Result<()> {
+        let (first, world) = (self.chunks, &self.world);
+        let chunks = chunks(cases);
+        let work = |side: &mut Side| -> Result<()> {
+            side.out.clear();
+            for (number, chunk) in chunks.iter().enumerate() {
+                side.send(tap, chunk.iter().map(|case| (case.vnet, &*case.frame)))?;
+                side.drain(world, first + number as u32)?;
+            }
+            Ok(())
+        };
+        let (kernel, fast) = (&mut self.kernel, &mut self.fast);
+        std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| work(kernel).context("kernel-only host"));
+            let fast = work(fast).context("accelerated host");
+            let joined = kernel.join();
+            fast.and(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        let chunks = chunks.len();
+        self.chunks += chunks as u32;
+        let unseen = match (tap, self.world.hook) {
+            (Tap::A | Tap::C, Hook::Tcx) => cases.iter().filter(|c| is_cut_tag(&c.frame)).count(),
+            _ => 0,
+        };
+        self.seen_frames += (cases.len() - unseen + chunks * MARKS.len()) as u64;
+        let fast_marks = MARKS.iter().filter(|m| m.is_fast(&self.world)).count();
+        self.fast_marks += (chunks * fast_marks) as u64;
+        // Waiting longer can only explain a difference, never hide one.
+        if !self.differences().is_empty() {
+            for side in [&mut self.kernel, &mut self.fast] {
+                side.collect_late(&self.world, LATE)?;
+            }
+        }
+        Ok(())
     }
 
     /// R42: every frame in exactly one outcome.
@@ -208,83 +276,56 @@ impl Twins {
 
     /// The same frames at every tap, byte for byte but for what may differ.
     fn compare(&self, cases: &[Case]) -> Result<()> {
+        let differences = self.differences();
+        if differences.is_empty() {
+            return Ok(());
+        }
+        let lines = differences.iter().take(12).map(|difference| {
+            let number = corpus::number(&difference.frame);
+            let case = number.and_then(|number| cases.get(number));
+            let what = case.map_or("", |case| &case.what);
+            format!("case {number:?} {what}\n  {difference}")
+        });
+        let lines: Vec<String> = lines.collect();
+        bail!(
+            "{} differences, the first of them:\n{}",
+            differences.len(),
+            lines.join("\n")
+        )
+    }
+
+    /// What only one of the hosts emitted in the last exchange, in normal form.
+    pub fn differences(&self) -> Vec<Difference> {
         let mut differences = Vec::new();
         for tap in TAPS {
             let mut balance: HashMap<Vec<u8>, i32> = HashMap::new();
             for (side, sign) in [(&self.kernel, 1), (&self.fast, -1)] {
                 for frame in side.out.get(&tap).into_iter().flatten() {
-                    let normal = self.normal_form(tap, frame)?;
+                    let normal = normal_form(tap, frame, &self.world);
                     *balance.entry(normal).or_default() += sign;
                 }
             }
-            for (frame, sum) in balance.into_iter().filter(|(_, sum)| *sum != 0) {
-                let number = corpus::number(&frame);
-                let case = number.and_then(|number| cases.get(number));
-                let side = if sum > 0 { "kernel" } else { "accelerated" };
-                differences.push(format!(
-                    "{tap:?}, {} times more from the {side} host: case {number:?} {}\n  {}",
-                    sum.abs(),
-                    case.map_or("", |case| &case.what),
-                    hex(&frame)
-                ));
-            }
-        }
-        if differences.is_empty() {
-            return Ok(());
+            let unequal = balance.into_iter().filter(|(_, surplus)| *surplus != 0);
+            differences.extend(unequal.map(|(frame, surplus)| Difference {
+                tap,
+                frame,
+                surplus,
+            }));
         }
         differences.sort();
-        bail!(
-            "{} differences, the first of them:\n{}",
-            differences.len(),
-            differences[..differences.len().min(12)].join("\n")
-        )
-    }
-
-    /// What may differ set to zero, after a look whether it is right: outer source
-    /// port, IPv4 identification and the checksums over them.
-    fn normal_form(&self, tap: Tap, frame: &[u8]) -> Result<Vec<u8>> {
-        let mut frame = frame.to_vec();
-        if tap != Tap::Wire || frame.len() < 34 || frame[12..14] != [8, 0] {
-            return Ok(frame);
-        }
-        ensure!(
-            checksum::bytes(&frame[14..34]) == 0xffff,
-            "outer IPv4 checksum: {}",
-            hex(&frame)
-        );
-        frame[18..20].fill(0);
-        frame[24..26].fill(0);
-        let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
-        // Fragments are always the kernel's, on both hosts.
-        if fragment || !crate::frames::is_udp_to(&frame, self.world.udp_port) {
-            return Ok(frame);
-        }
-        if frame[40..42] != [0, 0] {
-            let (source, destination) = (array(&frame[26..30]), array(&frame[30..34]));
-            let length = (frame.len() - 34) as u16;
-            let sum = checksum::udp_pseudo_v4(source, destination, length)
-                + u64::from(checksum::bytes(&frame[34..]));
-            ensure!(
-                checksum::fold(sum) == 0xffff,
-                "outer UDP checksum: {}",
-                hex(&frame)
-            );
-            frame[40..42].fill(0xff);
-        }
-        frame[34..36].fill(0);
-        Ok(frame)
+        differences
     }
 
     /// Within a flow, frames of one way keep their order, fast ones their source
-    /// port too (R4).
-    fn flows(&self, cases: &[Case]) -> Result<()> {
+    /// port too (R4). `first`: number of the first case.
+    pub fn flows(&self, cases: &[Case], first: usize) -> Result<()> {
         for tap in TAPS {
             let mut last: HashMap<(u64, bool), usize> = HashMap::new();
             let mut ports: HashMap<u64, u16> = HashMap::new();
             for frame in self.fast.out.get(&tap).into_iter().flatten() {
-                let Some((number, case)) =
-                    corpus::number(frame).and_then(|number| Some((number, cases.get(number)?)))
-                else {
+                let case = corpus::number(frame)
+                    .and_then(|number| Some((number, cases.get(number.checked_sub(first)?)?)));
+                let Some((number, case)) = case else {
                     continue;
                 };
                 let fast = case.way == Way::Fast;
@@ -301,16 +342,24 @@ impl Twins {
                 if !fast || tap != Tap::Wire {
                     continue;
                 }
-                let port = u16::from_be_bytes([frame[34], frame[35]]);
+                let udp = match self.world.underlay {
+                    Family::V4 => 34,
+                    Family::V6 => 54,
+                };
+                let port = u16::from_be_bytes([frame[udp], frame[udp + 1]]);
                 ensure!(
                     self.source_ports.contains(&port),
                     "source port {port} not in {:?}",
                     self.source_ports
                 );
-                let first = *ports.entry(case.flow).or_insert(port);
+                if self.world.hook == Hook::Tcx {
+                    // Compared with the kernel's, which looks into more than the corpus calls a flow.
+                    continue;
+                }
+                let before = *ports.entry(case.flow).or_insert(port);
                 ensure!(
-                    first == port,
-                    "source ports {first} and {port} in one flow: {}",
+                    before == port,
+                    "source ports {before} and {port} in one flow: {}",
                     case.what
                 );
             }
@@ -335,6 +384,26 @@ impl Twins {
         self.fast.out.get(&tap).map_or(&[], Vec::as_slice)
     }
 
+    /// All that either host emitted in the last exchange.
+    pub fn emitted(&self) -> impl Iterator<Item = (&'static str, Tap, &Vec<u8>)> {
+        let hosts = [("kernel-only", &self.kernel), ("accelerated", &self.fast)];
+        hosts.into_iter().flat_map(|(name, side)| {
+            let taps = side.out.iter();
+            taps.flat_map(move |(tap, frames)| frames.iter().map(move |f| (name, *tap, f)))
+        })
+    }
+
+    /// The namespace of the host without daemon.
+    pub fn kernel_only(&self) -> &Netns {
+        &self.kernel.lab.hosts[0].netns
+    }
+
+    /// Frames put in since the start, and those that took the fast path although
+    /// nobody compares them.
+    pub fn put_in(&self) -> (u64, u64) {
+        (self.seen_frames, self.fast_marks)
+    }
+
     /// Wait until the maps say about a station what the kernel's FDB says.
     pub fn wait_place(&self, mac: MacAddr, place: &str) -> Result<()> {
         wait_until(DEADLINE, &format!("{mac} at {place}"), || {
@@ -347,8 +416,99 @@ impl Twins {
     }
 }
 
-fn array(bytes: &[u8]) -> [u8; 4] {
-    [bytes[0], bytes[1], bytes[2], bytes[3]]
+/// Cases that can be in flight together: superframes count as what becomes of them.
+fn chunks(cases: &[Case]) -> Vec<&[Case]> {
+    let (mut chunks, mut start, mut frames) = (Vec::new(), 0, 0);
+    for (i, case) in cases.iter().enumerate() {
+        let segments = case.vnet.gso.map_or(1, |gso| {
+            1 + case.frame.len() / usize::from(gso.segment_bytes.max(1))
+        });
+        if i > start && frames + segments > CHUNK {
+            chunks.push(&cases[start..i]);
+            (start, frames) = (i, 0);
+        }
+        frames += segments;
+    }
+    chunks.push(&cases[start..]);
+    chunks
+}
+
+/// The stack drops frames that end in their VLAN tag before any hook of it sees
+/// them (skb_vlan_untag in net/core/skbuff.c).
+fn is_cut_tag(frame: &[u8]) -> bool {
+    matches!(frame[12..14], [0x81, 0] | [0x88, 0xa8]) && frame.len() < 20
+}
+
+/// A frame that one host emitted more often than the other.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Difference {
+    pub tap: Tap,
+    pub frame: Vec<u8>,
+    /// How much more often by the kernel; negative: by the accelerated host.
+    pub surplus: i32,
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let host = if self.surplus > 0 {
+            "kernel-only"
+        } else {
+            "accelerated"
+        };
+        write!(
+            f,
+            "{:?}: {} more from the {host} host: {}",
+            self.tap,
+            self.surplus.abs(),
+            hex(&self.frame)
+        )
+    }
+}
+
+/// What may differ set to zero where it is right: outer source port, IPv4
+/// identification and the checksums over them. A wrong checksum stays as it is.
+/// At tcx the source port is the kernel's too.
+fn normal_form(tap: Tap, frame: &[u8], world: &World) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if tap != Tap::Wire || frame.len() < 34 {
+        return frame;
+    }
+    let (addresses, udp) = match frame[12..14] {
+        [8, 0] => {
+            let header = 14..14 + 4 * usize::from(frame[14] & 15);
+            // Of what the kernel answers to options, the header has options too.
+            if frame.get(header).map(checksum::bytes) == Some(0xffff) {
+                frame[18..20].fill(0);
+                frame[24..26].fill(0);
+            }
+            let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
+            // Fragments are always the kernel's, on both hosts.
+            if fragment || frame[23] != 17 {
+                return frame;
+            }
+            (26..34, 34)
+        }
+        [0x86, 0xdd] if frame[20] == 17 => (22..54, 54),
+        _ => return frame,
+    };
+    let port = world.udp_port.to_be_bytes();
+    if frame.len() < udp + 8 || frame[udp + 2..udp + 4] != port {
+        return frame;
+    }
+    if frame[udp + 6..udp + 8] != [0, 0] {
+        let pseudo = u64::from(checksum::bytes(&frame[addresses]))
+            + u64::from(17u16.to_be())
+            + u64::from(((frame.len() - udp) as u16).to_be());
+        let sum = pseudo + u64::from(checksum::bytes(&frame[udp..]));
+        if checksum::fold(sum) != 0xffff {
+            return frame;
+        }
+        frame[udp + 6..udp + 8].fill(0xff);
+    }
+    if world.hook == Hook::Xdp {
+        frame[udp..udp + 2].fill(0);
+    }
+    frame
 }
 
 fn hex(frame: &[u8]) -> String {

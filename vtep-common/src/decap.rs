@@ -8,9 +8,9 @@ use crate::layout::{
 };
 use crate::outcome::Outcome;
 use crate::wire::{
-    ETH_P_8021AD, ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_RARP, Ethernet,
-    IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, InnerHead, Ipv4, Ipv6, Ipv6Flow, OuterV4, OuterV6,
-    Udp, VXLAN_FLAGS_I, Vxlan, Wire,
+    ETH_P_8021AD, ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_PPP_SES, ETH_P_RARP,
+    Ethernet, IPPROTO_ICMPV6, IPPROTO_TCP, IPPROTO_UDP, InnerHead, Ipv4, Ipv6, Ipv6Flow, OuterV4,
+    OuterV6, Udp, VXLAN_FLAGS_I, Vxlan, Wire,
 };
 use crate::{MacAddr, ecn};
 
@@ -29,6 +29,8 @@ pub trait Outer: Wire {
     fn tos(&self) -> u8;
     /// An IP header that UDP follows at once: no options, no fragment.
     fn is_plain_udp(&self) -> Result<(), Outcome>;
+    /// Whether it is addressed to the segment's local address.
+    fn is_to(&self, segment: &Segment) -> bool;
     /// Lengths, header checksum and addresses are right. `frame_bytes`: length
     /// of the whole frame.
     fn is_well_formed(&self, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome>;
@@ -82,8 +84,13 @@ impl Outer for OuterV4 {
     }
 
     #[inline(always)]
+    fn is_to(&self, segment: &Segment) -> bool {
+        self.ip.destination == segment.local_v4()
+    }
+
+    #[inline(always)]
     fn is_well_formed(&self, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome> {
-        if self.ip.destination != segment.local_v4() {
+        if !self.is_to(segment) {
             return Err(Outcome::IngressPassOtherAddress);
         }
         let total = self.ip.total_length() as u32;
@@ -169,8 +176,13 @@ impl Outer for OuterV6 {
     }
 
     #[inline(always)]
+    fn is_to(&self, segment: &Segment) -> bool {
+        self.ip.destination == segment.local
+    }
+
+    #[inline(always)]
     fn is_well_formed(&self, segment: &Segment, frame_bytes: u32) -> Result<(), Outcome> {
-        if self.ip.destination != segment.local {
+        if !self.is_to(segment) {
             return Err(Outcome::IngressPassOtherAddress);
         }
         let payload = self.ip.payload_length() as u32;
@@ -293,7 +305,8 @@ pub enum Inner {
 /// Sort an inner frame. `ipv4`, `ipv6`: views behind the Ethernet header, if
 /// they fit. The VXLAN device drops IP packets without a complete header, in
 /// both directions (pskb_inet_may_pull, skb_vlan_inet_prepare in
-/// include/net/ip_tunnels.h).
+/// include/net/ip_tunnels.h); a bridge with br_netfilter PPPoE sessions without
+/// a header (br_nf_pre_routing), which are left to it together with a few more.
 #[inline(always)]
 pub fn classify(head: &InnerHead, ipv4: Option<&Ipv4>, ipv6: Option<&Ipv6Flow>) -> Inner {
     if MacAddr(head.eth.destination).is_multicast() {
@@ -305,7 +318,7 @@ pub fn classify(head: &InnerHead, ipv4: Option<&Ipv4>, ipv6: Option<&Ipv6Flow>) 
     }
     match head.eth.ethertype() {
         ETH_P_8021Q | ETH_P_8021AD | ETH_P_ARP | ETH_P_RARP => Inner::Control,
-        ETH_P_IP if ipv4.is_none() => Inner::Truncated,
+        ETH_P_IP | ETH_P_PPP_SES if ipv4.is_none() => Inner::Truncated,
         ETH_P_IPV6 => match ipv6 {
             None => Inner::Truncated,
             Some(flow) if flow.ip.next_header == IPPROTO_ICMPV6 && ND.contains(&flow.ports[0]) => {
@@ -342,10 +355,16 @@ mod tests {
     use super::*;
     use crate::wire::view;
 
-    /// The kernel's device drops them; found by comparing with it.
+    /// The kernel drops them; found by comparing with it.
     #[test]
-    fn ip_packets_without_a_complete_header_are_left_to_the_kernel() {
-        for (ethertype, complete_bytes) in [(ETH_P_IP, 20), (ETH_P_IPV6, 44), (0x88b5, 2)] {
+    fn packets_without_a_complete_header_are_left_to_the_kernel() {
+        let complete = [
+            (ETH_P_IP, 20),
+            (ETH_P_IPV6, 44),
+            (ETH_P_PPP_SES, 20),
+            (0x88b5, 2),
+        ];
+        for (ethertype, complete_bytes) in complete {
             for length in 2..60 {
                 let mut frame = vec![0x02; 14 + length];
                 frame[12..14].copy_from_slice(&ethertype.to_be_bytes());

@@ -8,6 +8,7 @@ pub const ETH_P_ARP: u16 = 0x0806;
 pub const ETH_P_RARP: u16 = 0x8035;
 pub const ETH_P_8021Q: u16 = 0x8100;
 pub const ETH_P_IPV6: u16 = 0x86dd;
+pub const ETH_P_PPP_SES: u16 = 0x8864;
 pub const ETH_P_8021AD: u16 = 0x88a8;
 pub const IPPROTO_ICMP: u8 = 1;
 pub const IPPROTO_TCP: u8 = 6;

@@ -111,15 +111,19 @@ fn lookup_in<O: Outer>(
     // The reserved byte is part of the key: a frame that sets it finds nothing.
     let segment = maps::segment(outer.key()).ok_or(IngressPassUnknownVni)?;
     *id = segment.id;
+    // Before what passes for other reasons: the kernel takes frames of strangers.
+    if segment.flags & SEGMENT_STRICT != 0
+        && outer.is_to(segment)
+        && !maps::is_peer(&peer(outer, segment))
+    {
+        return Err(IngressDropUnknownPeer);
+    }
     decap::well_formed(outer, segment, frame_bytes)?;
     if outer.udp().checksum != [0, 0] {
         let sum = packet.sum_from(O::UDP).ok_or(IngressPassChecksum)?;
         if !decap::udp_checksum_is_right(outer, sum) {
             return Err(IngressPassChecksum);
         }
-    }
-    if segment.flags & SEGMENT_STRICT != 0 && !maps::is_peer(&peer(outer, segment)) {
-        return Err(IngressDropUnknownPeer);
     }
 
     let head = packet

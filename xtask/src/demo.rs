@@ -16,7 +16,8 @@ pub fn bench(options: &[String]) -> Result<()> {
     run_binary("vtep-bench", "vtep-bench", options)
 }
 
-fn run_binary(package: &str, binary: &str, options: &[String]) -> Result<()> {
+/// A program of a package: set up, built and run as root.
+pub fn run_binary(package: &str, binary: &str, options: &[String]) -> Result<()> {
     setup::run()?;
     build::all(false)?;
     run(cargo("cargo", "build").args(["--quiet", "--package", package]))?;

@@ -65,7 +65,14 @@ enum Verb {
     /// Run every test; the last line is the sum
     Test {
         /// Only tests whose name contains this
+        #[arg(conflicts_with = "oracle")]
         filter: Option<String>,
+        /// Instead of the tests: generated frames through a host without and a host
+        /// with vtep; every difference is reported
+        #[arg(long)]
+        oracle: bool,
+        #[command(flatten)]
+        options: test::OracleOptions,
     },
     /// Lab tests in a virtual machine with a distribution's kernel
     Vm {
@@ -113,7 +120,12 @@ fn main() -> ExitCode {
             demo::bench(&options)
         }
         Verb::Lint => lint::run_all(),
-        Verb::Test { filter } => return test::run_all(filter.as_deref()),
+        Verb::Test {
+            oracle: true,
+            options,
+            ..
+        } => test::oracle(&options),
+        Verb::Test { filter, .. } => return test::run_all(filter.as_deref()),
         Verb::Vm { filter, kernel } => return vm::verb(filter.as_deref(), kernel),
         Verb::Load { config, instance } => load::load(config.as_deref(), &instance),
         Verb::Unload { instance } => load::unload(&instance),

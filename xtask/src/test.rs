@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::results::{Shown, Sum};
 use crate::run::{as_root, can_be_root, cargo, interrupted, is_root, root_path, run};
-use crate::{build, leftovers, setup, vm};
+use crate::{build, demo, leftovers, setup, vm};
 
 /// Time for test programs to end after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(3);
@@ -24,6 +24,33 @@ const FORWARDED: &[&str] = &[
     "RUST_BACKTRACE",
     "PATH",
 ];
+
+/// What `vtep-oracle` is told.
+#[derive(clap::Args)]
+pub struct OracleOptions {
+    /// Frames, over all VXLAN devices that are compared [default: 100000]
+    #[arg(long, requires = "oracle")]
+    frames: Option<u64>,
+    /// The same seed makes the same frames [default: 1]
+    #[arg(long, requires = "oracle")]
+    seed: Option<u64>,
+    /// One VXLAN device alone
+    #[arg(long, requires = "oracle")]
+    device: Option<String>,
+    /// One frame of the device alone, with everything that comes out
+    #[arg(long, requires_all = ["oracle", "device"])]
+    only: Option<u32>,
+}
+
+/// The kernel's driver as oracle, for as many frames as one likes.
+pub fn oracle(options: &OracleOptions) -> Result<()> {
+    let mut words = Vec::new();
+    words.extend(options.frames.map(|n| format!("--frames={n}")));
+    words.extend(options.seed.map(|n| format!("--seed={n}")));
+    words.extend(options.device.as_ref().map(|n| format!("--device={n}")));
+    words.extend(options.only.map(|n| format!("--only={n}")));
+    demo::run_binary("vtep-tests", "vtep-oracle", &words)
+}
 
 pub fn run_all(filter: Option<&str>) -> ExitCode {
     let mut sum = Sum::default();

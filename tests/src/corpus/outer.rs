@@ -1,120 +1,21 @@
 //! Frames from the wire: outer headers that are right or wrong in every field,
 //! around the inner frames of the parent module.
 
-use vtep_common::{MacAddr, checksum, ecn};
+use vtep_common::{MacAddr, ecn};
 
+use super::header::{Outer, UdpChecksum, in_two};
 use super::{
     A, A2, C, Case, FAR, FAR_IP, GATEWAY_IP, HOST_IP, HOST_IP2, Inner, KINDS, LONGEST, NEAR,
-    NEAR_IP, PLAIN_KINDS, Rng, Station, VNI, Way, World, any_kind, any_length, inner, is_learned,
+    NEAR_IP, PLAIN_KINDS, Rng, Station, Way, World, any_kind, any_length, inner, is_learned,
     payload, stations,
 };
+use crate::lab::Family;
+use crate::vnet::Header;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum UdpChecksum {
-    None,
-    Right,
-    Wrong,
-}
-
-#[derive(Debug, Clone)]
-struct Outer {
-    macs: [MacAddr; 2],
-    tos: u8,
-    identification: u16,
-    fragment: u16,
-    ttl: u8,
-    protocol: u8,
-    addresses: [[u8; 4]; 2],
-    options: &'static [u8],
-    udp_ports: [u16; 2],
-    udp_checksum: UdpChecksum,
-    ip_checksum_off: u8,
-    vxlan: [u8; 8],
-    /// Added to the lengths in the headers.
-    total_off: i16,
-    udp_off: i16,
-    /// Bytes behind the packet.
-    trailing: usize,
-    /// Keep only so many bytes behind the UDP header.
-    cut: Option<usize>,
-    /// Instead of version 4 and the length of the header.
-    first: Option<u8>,
-    /// VLAN tag of the underlay.
-    tag: Option<u16>,
-}
-
-impl Outer {
-    fn new(world: &World, number: usize) -> Self {
-        let mut vxlan = [8, 0, 0, 0, 0, 0, 0, 0];
-        vxlan[4..].copy_from_slice(&(VNI << 8).to_be_bytes());
-        Self {
-            macs: [world.gateway_mac, world.uplink_mac],
-            tos: 0,
-            identification: number as u16,
-            fragment: 0,
-            ttl: 64,
-            protocol: 17,
-            addresses: [NEAR_IP, HOST_IP],
-            options: &[],
-            udp_ports: [50_000 + (number % 100) as u16, world.udp_port],
-            udp_checksum: UdpChecksum::None,
-            ip_checksum_off: 0,
-            vxlan,
-            total_off: 0,
-            udp_off: 0,
-            trailing: 0,
-            cut: None,
-            first: None,
-            tag: None,
-        }
-    }
-
-    fn build(&self, inner: &[u8]) -> Vec<u8> {
-        let mut data = [&self.vxlan[..], inner].concat();
-        data.truncate(self.cut.unwrap_or(data.len()));
-        let udp_bytes = (8 + data.len() as u16).wrapping_add_signed(self.udp_off);
-        let mut udp = Vec::new();
-        for field in [self.udp_ports[0], self.udp_ports[1], udp_bytes, 0] {
-            udp.extend(field.to_be_bytes());
-        }
-        udp.extend(data);
-        if self.udp_checksum != UdpChecksum::None {
-            let [source, destination] = self.addresses;
-            let covered = udp.len().min(usize::from(udp_bytes));
-            let sum = checksum::udp_pseudo_v4(source, destination, udp_bytes)
-                + u64::from(checksum::bytes(&udp[..covered]));
-            let wrong = u16::from(self.udp_checksum == UdpChecksum::Wrong);
-            let sum = (!checksum::fold(sum)).wrapping_add(wrong);
-            udp[6..8].copy_from_slice(&if sum == 0 { 0xffff } else { sum }.to_ne_bytes());
-        }
-        let header = 20 + self.options.len();
-        let total = ((header + udp.len()) as u16).wrapping_add_signed(self.total_off);
-        let first = self.first.unwrap_or(0x40 | (header / 4) as u8);
-        let mut ip = vec![first, self.tos];
-        for field in [total, self.identification, self.fragment] {
-            ip.extend(field.to_be_bytes());
-        }
-        ip.extend([self.ttl, self.protocol, 0, 0]);
-        ip.extend(self.addresses.concat());
-        ip.extend(self.options);
-        let sum = !checksum::bytes(&ip);
-        ip[10..12].copy_from_slice(&sum.to_ne_bytes());
-        ip[11] ^= self.ip_checksum_off;
-        ip.extend(udp);
-        ip.resize(ip.len() + self.trailing, 0xee);
-        let [source, destination] = self.macs;
-        let mut frame = crate::frames::ethernet(source, destination, 0x0800, &ip);
-        if let Some(id) = self.tag {
-            frame.splice(12..12, [0x8100, id].map(u16::to_be_bytes).concat());
-        }
-        frame
-    }
-}
-
-type Change = fn(&mut Outer, &mut Rng);
+pub(super) type Change = fn(&mut Outer, &mut Rng);
 
 /// What is done to the outer headers, and whether the frame may still be fast.
-const CHANGES: &[(&str, Way, Change)] = &[
+pub(super) const CHANGES: &[(&str, Way, Change)] = &[
     ("as it is", Way::Fast, |_, _| {}),
     ("UDP checksum", Way::Fast, |o, _| {
         o.udp_checksum = UdpChecksum::Right;
@@ -249,6 +150,9 @@ const CHANGES: &[(&str, Way, Change)] = &[
             [255; 4],
         ]);
     }),
+    ("no UDP checksum", Way::Fast, |o, _| {
+        o.udp_checksum = UdpChecksum::None;
+    }),
     ("broadcast source", Way::Fast, |o, r| {
         o.addresses[0] = r.pick(&[[192, 0, 2, 255], [192, 0, 2, 0]]);
     }),
@@ -274,7 +178,7 @@ pub fn ingress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
             }
         }
     }
-    for destination in stations(Station::FromVm) {
+    for destination in stations(Station::FromVm(0)) {
         for kind in KINDS {
             let packet = payload(kind, 86, 0, &mut rng);
             all.add(&plain, None, destination, packet, 0, &mut rng);
@@ -324,7 +228,7 @@ pub fn ingress(world: &World, seed: u64, generated: usize) -> Vec<Case> {
     all.in_two_fragments(&mut rng);
 
     let sources = stations(Station::Behind(NEAR_IP));
-    let destinations = stations(Station::FromVm);
+    let destinations = stations(Station::FromVm(0));
     let usual = [A, A, A2, C].map(Station::Known);
     for _ in 0..generated {
         let change = if rng.percent(50) {
@@ -428,7 +332,7 @@ impl Cases<'_> {
             (None, from) => Station::Behind(from),
         };
         let inner = inner(source.mac(rng), destination.mac(rng), packet, number);
-        if differs_on_purpose(self.world, &outer, &inner) {
+        if differs_on_purpose(self.world, outer.addresses[0], inner.source) {
             return;
         }
         let way = match way {
@@ -436,6 +340,7 @@ impl Cases<'_> {
             _ => ingress_way(self.world, &outer, &inner),
         };
         self.cases.push(Case {
+            vnet: Header::default(),
             what: format!("{name}, tos {:#04x}: {}", outer.tos, inner.what),
             frame: outer.build(&inner.frame),
             way,
@@ -454,6 +359,7 @@ impl Cases<'_> {
                 inner.frame.truncate(length);
                 inner.plain &= length >= if kind == "udp6" { 58 } else { 34 };
                 self.cases.push(Case {
+                    vnet: Header::default(),
                     what: format!("cut to {length}: {}", inner.what),
                     way: ingress_way(self.world, &outer, &inner),
                     frame: outer.build(&inner.frame),
@@ -471,21 +377,11 @@ impl Cases<'_> {
             let outer = Outer::new(self.world, number);
             let packet = payload(KINDS[i % PLAIN_KINDS], 300, 0, rng);
             let inner = inner(NEAR[0], A, packet, number);
-            let whole = outer.build(&inner.frame);
-            let at = 34 + 8 * (1 + i * 2);
-            for (fragment, data) in [
-                (0x2000, &whole[34..at]),
-                ((at - 34) as u16 / 8, &whole[at..]),
-            ] {
-                let mut ip = whole[14..34].to_vec();
-                ip[2..4].copy_from_slice(&(20 + data.len() as u16).to_be_bytes());
-                ip[6..8].copy_from_slice(&fragment.to_be_bytes());
-                ip[10..12].fill(0);
-                let sum = !checksum::bytes(&ip);
-                ip[10..12].copy_from_slice(&sum.to_ne_bytes());
+            for frame in in_two(&outer.build(&inner.frame), 1 + i * 2) {
                 self.cases.push(Case {
-                    what: format!("fragment {fragment:#06x} of {}", inner.what),
-                    frame: [&whole[..14], &ip, data].concat(),
+                    vnet: Header::default(),
+                    what: format!("fragment {:02x?} of {}", &frame[20..22], inner.what),
+                    frame,
                     way: Way::Pass,
                     flow: inner.flow,
                 });
@@ -494,20 +390,25 @@ impl Cases<'_> {
     }
 }
 
-/// The one intended difference, and only where nothing is learned: frames with
-/// forged senders that the kernel notices. It drops inner frames from the VXLAN
-/// device's own MAC (vxlan_set_mac in drivers/net/vxlan/vxlan_core.c) and outer
-/// packets from any other address of this host (fib_validate_source in
+/// The intended differences: frames with forged senders.
+///
+/// Where nothing is learned, the kernel drops inner frames from the VXLAN device's
+/// own MAC (vxlan_set_mac in drivers/net/vxlan/vxlan_core.c) and outer packets from
+/// any other IPv4 address of this host (fib_validate_source in
 /// net/ipv4/fib_frontend.c). With learning, the sender has to be known behind that
 /// very remote, and both pass. Without, the fast path asks nothing of the sender:
 /// stations behind several VTEPs and gateway addresses that every host has would
 /// otherwise be slow, and a forger can as well take the address of a real remote,
 /// which the kernel accepts too.
-fn differs_on_purpose(world: &World, outer: &Outer, inner: &Inner) -> bool {
-    !world.learning && (outer.addresses[0] == HOST_IP2 || inner.source == super::VXLAN_MAC)
+///
+/// Packets from this VTEP's own address are dropped (R12), as the kernel does over
+/// IPv4; over IPv6 it looks at no source.
+pub(super) fn differs_on_purpose(world: &World, outer: [u8; 4], inner: MacAddr) -> bool {
+    let own = world.underlay == Family::V6 && outer == HOST_IP;
+    own || !world.learning && (outer == HOST_IP2 || inner == super::VXLAN_MAC)
 }
 
-fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
+pub(super) fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
     let local = [A, A2, C].contains(&inner.destination);
     let behind = match outer.addresses[0] {
         NEAR_IP => NEAR.contains(&inner.source),
@@ -518,10 +419,11 @@ fn ingress_way(world: &World, outer: &Outer, inner: &Inner) -> Way {
     let ecn_is_merged = inner
         .tos
         .is_none_or(|tos| ecn::decap(outer.tos, tos) != ecn::Decap::Refuse);
+    let checksum = outer.udp_checksum != UdpChecksum::None || world.takes_zero_checksum;
     match () {
-        () if !inner.plain || !fits || !ecn_is_merged => Way::Pass,
+        () if !inner.plain || !fits || !ecn_is_merged || !checksum => Way::Pass,
         () if is_learned(inner.source) || is_learned(inner.destination) => Way::Either,
-        () if !local => Way::Pass,
+        () if !local || world.leaves_local() => Way::Pass,
         () if behind => Way::Fast,
         () if world.learning => Way::Pass,
         () => Way::Either,

@@ -65,7 +65,7 @@ fn steps_of_the_guide_make_an_accelerated_segment() {
     println!("{outputs}");
     for part in [
         "5 received, 0% packet loss",
-        "port1  100  xdp   native  xdp      yes",
+        "port1  100  tcx   -",
         "dst 198.51.100.2",
         "192.0.2.1",
         "egress-remote",
@@ -88,7 +88,7 @@ fn steps_of_the_guide_make_an_accelerated_segment() {
 fn prove(lab: &Lab, daemons: &[Daemon], a: usize, b: usize) {
     let before: Vec<u64> = daemons
         .iter()
-        .flat_map(|d| ["egress-remote", "ingress-local"].map(|o| d.frames(o).unwrap()))
+        .flat_map(|d| ["egress-remote", "ingress-local-stack"].map(|o| d.frames(o).unwrap()))
         .collect();
     let session = Session::start(&lab.vms[a], &lab.vms[b]).unwrap();
     std::thread::sleep(Duration::from_millis(500));
@@ -96,7 +96,7 @@ fn prove(lab: &Lab, daemons: &[Daemon], a: usize, b: usize) {
     assert!(report.round_trips > 50, "{report:?}");
     let after = daemons
         .iter()
-        .flat_map(|d| ["egress-remote", "ingress-local"].map(|o| d.frames(o).unwrap()));
+        .flat_map(|d| ["egress-remote", "ingress-local-stack"].map(|o| d.frames(o).unwrap()));
     for (before, after) in before.into_iter().zip(after) {
         assert!(
             after - before >= report.round_trips,

@@ -45,8 +45,12 @@ fn look(family: Family, options: &str, ping: &str, prepare: impl Fn(&Lab)) -> Se
     let line = format!("ping -c 1 -W 2 {ping} 10.0.0.2");
     lab.vms[a].netns.run(&line).unwrap();
     let inner = if family == Family::V4 { 50 } else { 70 };
-    let is_ping =
-        |frame: &[u8]| is_udp_to(frame, 4789) && frame.get(inner + 12..inner + 14) == Some(&[8, 0]);
+    // The router sees the answer as well.
+    let source = lab.hosts[0].uplink_mac.0;
+    let is_ping = |frame: &[u8]| {
+        let ipv4 = frame.get(inner + 12..inner + 14) == Some(&[8, 0]);
+        is_udp_to(frame, 4789) && frame[6..12] == source && ipv4
+    };
     let frames = wire.capture(1, Duration::from_secs(2), is_ping).unwrap();
     let frame = frames.into_iter().next().expect("an encapsulated ping");
     Seen {

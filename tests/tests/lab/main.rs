@@ -2,6 +2,9 @@
 //! router, the real daemon in front of some of them.
 
 mod control;
+mod evpn;
+mod families;
+mod generated;
 mod guide;
 mod headers;
 mod kernel;
@@ -12,5 +15,7 @@ mod moves;
 mod offload;
 mod oracle;
 mod reasons;
+mod strict;
 mod traffic;
 mod underlay;
+mod vlans;

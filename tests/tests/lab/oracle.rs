@@ -8,8 +8,9 @@ use vtep_common::MacAddr;
 use vtep_tests::corpus::{self, A, A2, C, Case, FAR, FAR_IP, NEAR, NEAR_IP};
 use vtep_tests::daemon::Daemon;
 use vtep_tests::frames::{Socket, ethernet};
-use vtep_tests::lab::{Lab, VM_MTU, Vm};
+use vtep_tests::lab::{Family, Lab, VM_MTU, Vm};
 use vtep_tests::twins::{Device, Report, Tap, Twins, encapsulated};
+use vtep_tests::vnet::Header;
 use vtep_tests::{is_root, wait_until};
 
 /// Frames beside those of the tables, per direction.
@@ -100,6 +101,21 @@ fn r28_device_with_tos_and_ttl_equals_the_kernel() {
         ..Device::default()
     };
     compare("tos 0x10 ttl 5", &device, 0x6001);
+}
+
+#[test]
+fn r28_r34_devices_that_inherit_equal_the_kernel() {
+    for (underlay, vxlan) in [
+        (Family::V4, "tos inherit ttl inherit df inherit"),
+        (Family::V6, "tos inherit ttl inherit flowlabel 0x12345"),
+    ] {
+        let device = Device {
+            underlay,
+            vxlan,
+            ..Device::default()
+        };
+        compare(&format!("{underlay:?} {vxlan}"), &device, 0x9001);
+    }
 }
 
 #[test]
@@ -265,6 +281,7 @@ fn hello(twins: &Twins, from: Tap, outer: [u8; 4], ends: [MacAddr; 2]) -> Case {
         _ => inner,
     };
     Case {
+        vnet: Header::default(),
         what: format!("{} > {} from {from:?}", ends[0], ends[1]),
         frame,
         way: corpus::Way::Either,

@@ -335,12 +335,15 @@ fn options_that_are_not_understood_leave_the_segment_to_the_kernel() {
          ip link set vxlan200 up master br200
          ip link add vxlan300 type vxlan id 300 dstport 4789 local 192.0.2.2
          ip link set vxlan300 up
-         ip link add vxlan400 type vxlan external dstport 4791",
+         ip link add br400 type bridge
+         ip link set br400 up
+         ip link add vxlan400 type vxlan external dstport 4791
+         ip link set vxlan400 up master br400",
     )
     .unwrap();
     scene.refused("segments", "vxlan", "vxlan200", "gbp");
     scene.refused("segments", "vxlan", "vxlan300", "not in a bridge");
-    scene.refused("segments", "vxlan", "vxlan400", "external");
+    scene.refused("segments", "vxlan", "vxlan400", "not VLAN-aware");
     scene.back();
     // Entries behind them are shown, not accelerated, and writing them works.
     scene.daemons[0]

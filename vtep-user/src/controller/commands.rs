@@ -364,6 +364,13 @@ impl Controller {
         let segment = self.segment(vni)?;
         let ours = |alias: Option<String>| alias.as_deref() == Some(MADE_BY_US);
         let vxlan = segment.vxlan;
+        if let (Some(_), Some(vlan)) = (segment.source_vni, segment.vlan) {
+            let name = &segment.vxlan_name;
+            return Err(ApiError::conflict(format!(
+                "VNI {vni} shares {name} with others: remove it with `bridge vlan del dev {name} \
+                 vid {vlan}` if you are sure"
+            )));
+        }
         if !ours(self.netlink.alias(vxlan).await.map_err(refused)?) {
             return Err(ApiError::conflict(format!(
                 "{} was not made by `vtep vni add`: remove it with `ip link del {}` if you are sure",

@@ -33,6 +33,7 @@ struct Pass {
     ports: Vec<TableUpdate>,
     fdb: FdbChanges,
     locations_late: Vec<TableUpdate>,
+    ports_new: Vec<TableUpdate>,
     segments_gone: Vec<TableUpdate>,
     peers_gone: Vec<TableUpdate>,
     locations_gone: Vec<TableUpdate>,
@@ -42,8 +43,9 @@ struct Pass {
 
 impl Pass {
     /// What is named comes before what names it, and leaves after it. Programs
-    /// are the last to come and the first to go; ports that leave a segment are next,
-    /// so that none of their frames meets entries of the segment's new VLAN.
+    /// are the last to come and the first to go; ports are next, so that frames of a
+    /// port that comes to a segment, or that a segment leaves for another VLAN, never
+    /// meet entries that are not meant for them.
     fn into_order(self) -> impl Iterator<Item = TableUpdate> {
         [
             self.detach,
@@ -59,6 +61,7 @@ impl Pass {
             self.fdb.writes,
             self.fdb.deletes,
             self.locations_late,
+            self.ports_new,
             self.segments_gone,
             self.peers_gone,
             self.locations_gone,
@@ -450,9 +453,17 @@ impl Model {
             let epoch = old.map_or(value.epoch, |old| old.epoch);
             if old == Some(&Port { epoch, ..*value }) {
                 value.epoch = epoch;
-            } else {
-                let value = *value;
-                pass.ports.push(TableUpdate::Port { key, value });
+                continue;
+            }
+            let value = *value;
+            let written = TableUpdate::Port { key, value };
+            match old {
+                Some(old) if old.segment == value.segment => pass.ports.push(written),
+                Some(_) => {
+                    pass.ports_gone.push(TableUpdate::PortDel(key));
+                    pass.ports_new.push(written);
+                }
+                None => pass.ports_new.push(written),
             }
         }
         for key in self

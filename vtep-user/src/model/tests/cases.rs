@@ -36,7 +36,7 @@ fn first_dump_is_written_in_a_safe_order() {
         kinds,
         [
             "config", "remote", "target", "target", "target", "location", "location", "segment",
-            "port", "port", "fdb", "fdb", "attach", "attach", "attach"
+            "fdb", "fdb", "port", "port", "attach", "attach", "attach"
         ]
     );
     assert_eq!(sim.place(100, mac(1)), Some(Place::Port(TAP0, Via::Xdp)));

@@ -4,12 +4,15 @@
 mod adoption;
 mod cases;
 mod devices;
+mod host;
 mod limits;
 mod oracle;
 mod peers;
 mod random;
 mod remotes;
 mod v6;
+mod vlan_reasons;
+mod vlans;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -18,13 +21,13 @@ use std::time::{Duration, Instant};
 use vtep_common::layout::{FdbKey, Location, Place, PortKey, Remote, SegmentId, Via};
 use vtep_common::{MacAddr, Vni};
 
-use oracle::{Meaning, meanings};
+use oracle::{Meaning, reached};
 
 use super::locations::QUARANTINE;
 use super::{Model, Settings};
 use crate::kernel::{
     Address, Bridge, BridgePort, Event, FdbEntry, FdbTable, IfIndex, Link, LinkKind, Neighbour,
-    Route, Snapshot, Tun, VxlanDevice, bits,
+    Route, Snapshot, Tun, VlanRange, VniRange, VxlanDevice, bits,
 };
 use crate::tables::{Program, Refused, TableUpdate, Tables};
 
@@ -140,6 +143,49 @@ pub fn vxlan(ifindex: IfIndex, name: &str, device: VxlanDevice, bridge: IfIndex)
     let mut link = link(ifindex, name, LinkKind::Vxlan(Box::new(device)));
     link.mtu = 1450;
     member(link, bridge)
+}
+
+/// One VLAN of a port, tagged.
+pub fn tagged(vlan: u16) -> VlanRange {
+    VlanRange {
+        first: vlan,
+        last: vlan,
+        pvid: false,
+        untagged: false,
+        state: 3,
+        tunnel: None,
+    }
+}
+
+/// The VLAN of a port's untagged frames.
+pub fn pvid(vlan: u16) -> VlanRange {
+    VlanRange {
+        pvid: true,
+        untagged: true,
+        ..tagged(vlan)
+    }
+}
+
+/// Make a bridge VLAN-aware, and all others a member of the first one.
+pub fn make_vlan_aware(link: &mut Link) {
+    if let LinkKind::Bridge(bridge) = &mut link.kind {
+        bridge.vlan_filtering = true;
+    }
+    if link.master.is_some() {
+        link.master = Some(BR0);
+    }
+}
+
+/// Make a device a single VXLAN device.
+pub fn make_single(link: &mut Link) {
+    if let LinkKind::Vxlan(device) = &mut link.kind {
+        device.vni = vni(0);
+        device.collect_metadata = true;
+        device.vnifilter = true;
+    }
+    if let Some(port) = &mut link.bridge_port {
+        port.vlan_tunnel = true;
+    }
 }
 
 pub fn tap(ifindex: IfIndex, name: &str, bridge: IfIndex) -> Link {
@@ -328,7 +374,7 @@ impl Sim {
         let mut refused = Vec::new();
         let mut deleted = BTreeSet::new();
         self.lists += 1;
-        let mut states = vec![meanings(&self.tables)];
+        let mut states = vec![reached(&self.tables)];
         for update in updates {
             match update {
                 TableUpdate::Attach { ifindex, .. } if self.refusing.contains(ifindex) => {
@@ -353,18 +399,18 @@ impl Sim {
             }
             self.write_one(update);
             self.check(update);
-            states.push(meanings(&self.tables));
+            states.push(reached(&self.tables));
         }
         // Nobody is sent to a wrong place on the way.
         let (before, after) = (states.first().unwrap(), states.last().unwrap());
         for state in &states {
-            for (key, meaning) in state {
-                let right = after.get(key) == Some(meaning)
-                    || before
-                        .get(key)
-                        .is_some_and(|before| before.is_same_place(meaning));
+            for (key, place) in state {
+                let (vni, meaning) = place;
+                let was = before.get(key);
+                let right = after.get(key) == Some(place)
+                    || was.is_some_and(|(was, before)| was == vni && before.is_same_place(meaning));
                 let kernel = *meaning == Meaning::Kernel;
-                assert!(right || kernel, "{key:?} {meaning:?} in {updates:?}");
+                assert!(right || kernel, "{key:?} {place:?} in {updates:?}");
             }
         }
         refused

@@ -1,9 +1,9 @@
 //! The rules alone: what has to be in the maps, from the kernel's state and
 //! without any history. Slow and plain, and no code of the model.
 
-use vtep_common::layout::REMOTE_V6;
+use vtep_common::layout::{PortKey, REMOTE_V6, VniKey};
 
-use super::random::{BRIDGES, GATEWAYS, Kernel, STRICT, V6, VXLANS};
+use super::host::{Kernel, STRICT};
 use super::*;
 
 /// What an FDB entry means to the programs.
@@ -32,14 +32,18 @@ impl Meaning {
 
 impl Kernel {
     pub fn segment_works(&self, n: usize) -> bool {
-        !self.filtered && self.links[&BRIDGES[n]].up && self.links[&VXLANS[n]].up
+        let at = self.other_end(n);
+        let up = self.links[&self.bridge(at)].up && self.links[&self.vxlan(n)].up;
+        !self.filtered && up && self.is_mapped(n)
     }
 
     pub fn port_works(&self, ifindex: IfIndex, n: usize) -> bool {
         let link = &self.links[&ifindex];
+        let at = self.other_end(n);
         let ethernet = matches!(link.kind, LinkKind::Tun(Tun { tap: true, .. }));
         let open = link.bridge_port.is_some_and(|port| !port.isolated);
-        self.segment_works(n) && link.up && ethernet && open && link.master == Some(BRIDGES[n])
+        let member = link.master == Some(self.bridge(at)) && self.is_untagged(ifindex, at);
+        self.segment_works(n) && link.up && ethernet && open && member
     }
 
     pub fn segment_of_port(&self, ifindex: IfIndex) -> Option<usize> {
@@ -49,36 +53,32 @@ impl Kernel {
     /// (device, source MAC, next hop MAC, TTL, remote).
     fn way(&self, n: usize, remote: IpAddr) -> Option<Meaning> {
         // A segment has one family.
-        let device = self.routes[&remote].filter(|_| remote.is_ipv6() == (n == V6))?;
+        let device = self.routes[&remote].filter(|_| remote.is_ipv6() == self.is_v6(n))?;
         let hop = *self.hops.get(&device)?;
         let link = &self.links[&device];
-        let LinkKind::Vxlan(vxlan) = &self.links[&VXLANS[n]].kind else {
+        let LinkKind::Vxlan(vxlan) = &self.links[&self.vxlan(n)].kind else {
             panic!()
         };
         let ttl = if vxlan.ttl == 0 { 64 } else { vxlan.ttl };
         link.up.then(|| Meaning::Remote {
             device,
             source: link.mac.unwrap(),
-            next_hop: neighbour(device, GATEWAYS[n], hop).mac.unwrap(),
+            next_hop: neighbour(device, self.gateway(n), hop).mac.unwrap(),
             ttl,
             remote,
         })
     }
 
     fn meaning(&self, n: usize, mac: MacAddr) -> Option<Meaning> {
-        let entry = self.bridged.get(&(BRIDGES[n], mac))?;
+        let entry = self.bridged.get(&(self.other_end(n), mac))?;
         if entry.state & bits::NUD_PERMANENT != 0 {
             return None;
         }
-        let place = if entry.ifindex != VXLANS[n] {
+        let place = if entry.ifindex != self.vxlan(n) {
             self.port_works(entry.ifindex, n)
                 .then_some(Meaning::Port(entry.ifindex))
         } else {
-            match self
-                .tunnelled
-                .get(&(VXLANS[n], mac))
-                .and_then(|tunnel| tunnel.dst)
-            {
+            match self.tunnelled.get(&(n, mac)).and_then(|tunnel| tunnel.dst) {
                 Some(remote) => self.way(n, remote),
                 _ => None,
             }
@@ -97,10 +97,10 @@ impl Kernel {
     /// Addresses that the strict segment takes frames from; `None`: it cannot be
     /// told, so it takes all.
     pub fn peers(&self) -> Option<BTreeSet<IpAddr>> {
-        let entries = self.tunnelled.values();
-        let entries = entries.filter(|entry| entry.ifindex == VXLANS[STRICT]);
+        let entries = self.tunnelled.iter();
+        let entries = entries.filter(|((n, _), _)| *n == STRICT);
         self.segment_works(STRICT)
-            .then(|| entries.map(|entry| entry.dst).collect())?
+            .then(|| entries.map(|(_, entry)| entry.dst).collect())?
     }
 
     pub fn uplinks(&self) -> BTreeSet<IfIndex> {
@@ -109,13 +109,13 @@ impl Kernel {
         }
         let mut uplinks = BTreeSet::from([ETH0]);
         for n in (0..2).filter(|n| self.segment_works(*n)) {
-            for entry in self.bridged.values() {
-                let here = entry.bridge == Some(BRIDGES[n]) && entry.ifindex == VXLANS[n];
-                let tunnel = self.tunnelled.get(&(VXLANS[n], entry.mac));
+            for ((at, _), entry) in &self.bridged {
+                let here = *at == self.other_end(n) && entry.ifindex == self.vxlan(n);
+                let tunnel = self.tunnelled.get(&(n, entry.mac));
                 let fixed = entry.state & bits::NUD_PERMANENT != 0;
                 if let (true, false, Some(tunnel)) = (here, fixed, tunnel)
                     && let Some(remote) = tunnel.dst
-                    && remote.is_ipv6() == (n == V6)
+                    && remote.is_ipv6() == self.is_v6(n)
                 {
                     uplinks.extend(self.routes[&remote]);
                 }
@@ -161,5 +161,31 @@ pub fn meanings_by_vni(tables: &Tables) -> BTreeMap<(u32, MacAddr), Meaning> {
     let meanings = meanings(tables).into_iter();
     meanings
         .map(|(key, meaning)| ((vnis[&key.segment()], key.mac()), meaning))
+        .collect()
+}
+
+/// Where a frame starts its way: on a port, or on the wire in a VNI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Start {
+    Port(PortKey),
+    Wire(VniKey),
+}
+
+/// Where frames to every known address get from everywhere, and the segment's VNI.
+pub fn reached(tables: &Tables) -> BTreeMap<(Start, MacAddr), (u32, Meaning)> {
+    let meanings = meanings(tables);
+    let ports = tables.ports.iter().map(|(key, port)| {
+        let vni = u32::from_be(port.vni_word) >> 8;
+        (Start::Port(*key), port.segment, vni)
+    });
+    let wire = tables.segments.iter();
+    let wire = wire.map(|(key, segment)| (Start::Wire(*key), segment.id, key.vni()));
+    let starts = ports.chain(wire);
+    starts
+        .flat_map(|(start, id, vni)| {
+            let table = meanings.range(FdbKey::new(id, MacAddr::ZERO)..);
+            let table = table.take_while(move |(key, _)| key.segment() == id);
+            table.map(move |(key, meaning)| ((start, key.mac()), (vni, *meaning)))
+        })
         .collect()
 }

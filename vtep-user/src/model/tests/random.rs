@@ -4,89 +4,11 @@
 use proptest::prelude::*;
 use vtep_common::layout::{SEGMENT_LEARNING, SEGMENT_STRICT};
 
+use super::host::{Kernel, Layout, Op, PORTS, STRICT, VNIS};
 use super::oracle::{Meaning, meanings_by_vni};
 use super::*;
-use crate::kernel::Filters;
 use crate::model::Strict;
 use crate::tables::{Capacity, Program};
-
-pub const PORTS: [IfIndex; 3] = [TAP0, TAP1, TAP2];
-pub const BRIDGES: [IfIndex; 2] = [BR0, BR1];
-pub const VXLANS: [IfIndex; 2] = [VX0, VX1];
-/// The first segment's underlay is IPv4, the second's IPv6.
-pub const V6: usize = 1;
-pub const STRICT: usize = 1;
-pub const GATEWAYS: [IpAddr; 2] = [GATEWAY, GATEWAY_V6];
-pub const REMOTES: [[IpAddr; 3]; 2] = [
-    [REMOTE1, REMOTE2, REMOTE3],
-    [REMOTE1_V6, REMOTE2_V6, REMOTE3_V6],
-];
-
-#[derive(Debug, Clone)]
-enum Op {
-    /// A MAC appears at a port (or the VXLAN device, 3) of a bridge.
-    Bridged {
-        bridge: usize,
-        port: usize,
-        mac: u8,
-        local: bool,
-    },
-    BridgedGone {
-        bridge: usize,
-        port: usize,
-        mac: u8,
-    },
-    Tunnelled {
-        vxlan: usize,
-        mac: u8,
-        remote: usize,
-    },
-    TunnelledGone {
-        vxlan: usize,
-        mac: u8,
-        remote: usize,
-    },
-    Up {
-        device: usize,
-        up: bool,
-    },
-    Master {
-        port: usize,
-        bridge: Option<usize>,
-    },
-    Isolated {
-        port: usize,
-        on: bool,
-    },
-    Offloads {
-        port: usize,
-        on: bool,
-    },
-    Learning {
-        vxlan: usize,
-        on: bool,
-    },
-    Ttl {
-        vxlan: usize,
-        ttl: u8,
-    },
-    Reborn {
-        port: usize,
-    },
-    Hop {
-        eth: usize,
-        n: Option<u8>,
-    },
-    Route {
-        family: usize,
-        remote: usize,
-        eth: Option<usize>,
-    },
-    Filter {
-        on: bool,
-    },
-    Resync,
-}
 
 fn op() -> impl Strategy<Value = Op> {
     let (two, three, macs) = (0usize..2, 0usize..3, 1u8..6);
@@ -112,6 +34,13 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (two.clone(), three, prop::option::weighted(0.8, two))
             .prop_map(|(family, remote, eth)| Op::Route { family, remote, eth }),
         1 => prop::bool::weighted(0.2).prop_map(|on| Op::Filter { on }),
+        1 => (0usize..3, 0usize..2, any::<bool>())
+            .prop_map(|(port, vlan, on)| Op::Tagged { port, vlan, on }),
+        1 => prop::bool::weighted(0.7).prop_map(|on| Op::VlanFiltering { on }),
+        1 => Just(Op::Swap),
+        1 => (0usize..2, prop::bool::weighted(0.3))
+            .prop_map(|(vlan, on)| Op::Blocked { vlan, on }),
+        1 => (0usize..2, prop::bool::weighted(0.7)).prop_map(|(n, on)| Op::VniFilter { n, on }),
         1 => Just(Op::Resync),
     ]
 }
@@ -130,246 +59,6 @@ enum End {
 fn history() -> impl Strategy<Value = Vec<(Vec<Op>, End)>> {
     let end = prop_oneof![6 => Just(End::Run), 2 => Just(End::Wait), 1 => Just(End::Restart), 1 => Just(End::Away)];
     prop::collection::vec((prop::collection::vec(op(), 1..6), end), 1..25)
-}
-
-/// The kernel, as plainly as can be.
-#[derive(Debug, Clone)]
-pub struct Kernel {
-    pub links: BTreeMap<IfIndex, Link>,
-    pub bridged: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
-    pub tunnelled: BTreeMap<(IfIndex, MacAddr), FdbEntry>,
-    pub hops: BTreeMap<IfIndex, u8>,
-    pub routes: BTreeMap<IpAddr, Option<IfIndex>>,
-    pub filtered: bool,
-}
-
-fn eth(n: usize) -> IfIndex {
-    [ETH0, ETH1][n]
-}
-
-impl Kernel {
-    fn new() -> Self {
-        let mut host = two_segments();
-        for link in host
-            .links
-            .iter_mut()
-            .filter(|link| link.ifindex == VXLANS[V6])
-        {
-            if let LinkKind::Vxlan(device) = &mut link.kind {
-                device.local = Some(LOCAL_V6.into());
-            }
-        }
-        host.links.push(link(ETH1, "eth1", LinkKind::Plain));
-        Self {
-            links: host
-                .links
-                .into_iter()
-                .map(|link| (link.ifindex, link))
-                .collect(),
-            bridged: BTreeMap::new(),
-            tunnelled: BTreeMap::new(),
-            hops: [(ETH0, 1), (ETH1, 2)].into(),
-            routes: REMOTES
-                .concat()
-                .iter()
-                .map(|to| (*to, Some(ETH0)))
-                .collect(),
-            filtered: false,
-        }
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        let hops = self
-            .hops
-            .iter()
-            .flat_map(|(eth, n)| GATEWAYS.map(|hop| neighbour(*eth, hop, *n)));
-        let mut addresses = two_segments().addresses;
-        addresses.push(Address {
-            ifindex: ETH0,
-            address: LOCAL_V6.into(),
-        });
-        Snapshot {
-            links: self.links.values().cloned().collect(),
-            addresses,
-            fdb: self
-                .bridged
-                .values()
-                .chain(self.tunnelled.values())
-                .cloned()
-                .collect(),
-            neighbours: hops.collect(),
-            filters: self.filters(),
-            redirect_targets: None,
-            ..Snapshot::default()
-        }
-    }
-
-    fn filters(&self) -> Filters {
-        let chains = self.filtered.then(|| "filter/forward".to_owned());
-        Filters {
-            bridge_chains: chains.into_iter().collect(),
-            ..Filters::default()
-        }
-    }
-
-    fn change(&mut self, ifindex: IfIndex, change: impl FnOnce(&mut Link)) -> Vec<Event> {
-        let link = self.links.get_mut(&ifindex).unwrap();
-        change(link);
-        vec![Event::Link(link.clone())]
-    }
-
-    /// The entry an operation names: remote 3 is of the other family, 4 a nexthop
-    /// group.
-    fn tunnel(vxlan: usize, n: u8, remote: usize) -> FdbEntry {
-        let entry = tunnelled(VXLANS[vxlan], mac(n), REMOTES[vxlan][remote % 3]);
-        match remote {
-            3 => FdbEntry {
-                dst: Some(REMOTES[1 - vxlan][0]),
-                ..entry
-            },
-            4 => FdbEntry {
-                dst: None,
-                nexthop_id: Some(1),
-                ..entry
-            },
-            _ => entry,
-        }
-    }
-
-    fn at(bridge: usize, port: usize, n: u8) -> FdbEntry {
-        let port = PORTS.get(port).copied().unwrap_or(VXLANS[bridge]);
-        bridged(BRIDGES[bridge], port, mac(n))
-    }
-
-    /// Do it, and say what the kernel would notify.
-    fn run(&mut self, op: &Op, sim: &mut Sim) -> Vec<Event> {
-        match *op {
-            Op::Bridged {
-                bridge,
-                port,
-                mac,
-                local,
-            } => {
-                let mut entry = Self::at(bridge, port, mac);
-                if local {
-                    entry.state = bits::NUD_PERMANENT;
-                }
-                self.bridged
-                    .insert((BRIDGES[bridge], entry.mac), entry.clone());
-                vec![Event::Fdb(entry)]
-            }
-            Op::BridgedGone { bridge, port, mac } => {
-                let entry = Self::at(bridge, port, mac);
-                let key = (BRIDGES[bridge], entry.mac);
-                if self
-                    .bridged
-                    .get(&key)
-                    .is_some_and(|known| known.ifindex == entry.ifindex)
-                {
-                    self.bridged.remove(&key);
-                }
-                // Late ones are told as well (F1).
-                vec![Event::FdbGone(entry)]
-            }
-            Op::Tunnelled { vxlan, mac, remote } => {
-                let entry = Self::tunnel(vxlan, mac, remote);
-                self.tunnelled
-                    .insert((entry.ifindex, entry.mac), entry.clone());
-                vec![Event::Fdb(entry)]
-            }
-            Op::TunnelledGone { vxlan, mac, remote } => {
-                let entry = Self::tunnel(vxlan, mac, remote);
-                let key = (entry.ifindex, entry.mac);
-                if self.tunnelled.get(&key) == Some(&entry) {
-                    self.tunnelled.remove(&key);
-                }
-                vec![Event::FdbGone(entry)]
-            }
-            Op::Up { device, up } => {
-                let devices = [ETH0, ETH1, BR0, BR1, VX0, VX1, TAP0, TAP1, TAP2];
-                self.change(devices[device], |link| link.up = up)
-            }
-            Op::Master { port, bridge } => self.change(PORTS[port], |link| {
-                link.master = bridge.map(|n| BRIDGES[n]);
-                link.bridge_port = bridge.map(|_| FORWARDING);
-            }),
-            Op::Isolated { port, on } => self.change(PORTS[port], |link| {
-                if let Some(port) = &mut link.bridge_port {
-                    port.isolated = on;
-                }
-            }),
-            Op::Offloads { port, on } => self.change(PORTS[port], |link| {
-                link.kind = LinkKind::Tun(Tun {
-                    tap: !on,
-                    vnet_hdr: false,
-                });
-            }),
-            Op::Learning { vxlan, on } => self.device(vxlan, |device| device.learning = on),
-            Op::Ttl { vxlan, ttl } => self.device(vxlan, |device| device.ttl = ttl),
-            Op::Reborn { port } => {
-                let ifindex = PORTS[port];
-                // The kernel flushes what was behind it.
-                let behind = |entry: &FdbEntry| entry.ifindex == ifindex;
-                let gone: Vec<_> = self
-                    .bridged
-                    .values()
-                    .filter(|e| behind(e))
-                    .cloned()
-                    .collect();
-                self.bridged.retain(|_, entry| !behind(entry));
-                let mut events: Vec<Event> = gone.into_iter().map(Event::FdbGone).collect();
-                events.push(Event::LinkGone(ifindex));
-                let link = &self.links[&ifindex];
-                events.push(Event::Link(link.clone()));
-                events
-            }
-            Op::Hop { eth: n, n: hop } => {
-                let eth = eth(n);
-                match hop {
-                    Some(hop) => {
-                        self.hops.insert(eth, hop);
-                        GATEWAYS
-                            .map(|ip| Event::Neighbour(neighbour(eth, ip, hop)))
-                            .into()
-                    }
-                    None => {
-                        self.hops.remove(&eth);
-                        GATEWAYS
-                            .map(|ip| Event::NeighbourGone(neighbour(eth, ip, 0)))
-                            .into()
-                    }
-                }
-            }
-            Op::Route {
-                family,
-                remote,
-                eth: n,
-            } => {
-                let device = n.map(eth);
-                let remote = REMOTES[family][remote];
-                self.routes.insert(remote, device);
-                let route = device.map(|device| via(device, GATEWAYS[family]));
-                sim.routes.insert(remote, route);
-                vec![Event::RoutesChanged]
-            }
-            Op::Filter { on } => {
-                self.filtered = on;
-                sim.model.set_filters(self.filters());
-                vec![]
-            }
-            Op::Resync => {
-                sim.model.replace(self.snapshot());
-                vec![]
-            }
-        }
-    }
-
-    fn device(&mut self, vxlan: usize, change: impl FnOnce(&mut VxlanDevice)) -> Vec<Event> {
-        self.change(VXLANS[vxlan], |link| match &mut link.kind {
-            LinkKind::Vxlan(device) => change(device),
-            other => panic!("{other:?}"),
-        })
-    }
 }
 
 fn compare(kernel: &Kernel, sim: &Sim) {
@@ -431,13 +120,13 @@ fn compare(kernel: &Kernel, sim: &Sim) {
     for (key, segment) in &tables.segments {
         let n = (key.vni() / 100 - 1) as usize;
         assert!(kernel.segment_works(n));
-        let LinkKind::Vxlan(device) = &kernel.links[&VXLANS[n]].kind else {
+        let LinkKind::Vxlan(device) = &kernel.links[&kernel.vxlan(n)].kind else {
             panic!()
         };
         assert_eq!(segment.flags & SEGMENT_LEARNING != 0, device.learning);
         let strict = n == STRICT && kernel.peers().is_some();
         assert_eq!(segment.flags & SEGMENT_STRICT != 0, strict);
-        assert_eq!(key.is_v6(), n == V6);
+        assert_eq!(key.is_v6(), kernel.is_v6(n));
     }
     let peers = tables.peers.iter();
     let peers: BTreeSet<IpAddr> = peers
@@ -450,8 +139,13 @@ fn compare(kernel: &Kernel, sim: &Sim) {
     assert_eq!(peers, kernel.peers().unwrap_or_default());
 }
 
-fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel, &Sim)) {
-    let mut kernel = Kernel::new();
+fn play(
+    settings: Settings,
+    layout: Layout,
+    history: Vec<(Vec<Op>, End)>,
+    check: impl Fn(&Kernel, &Sim),
+) {
+    let mut kernel = Kernel::new(layout);
     let mut sim = Sim::with(settings.clone(), kernel.snapshot());
     for (ops, end) in history {
         for op in &ops {
@@ -480,17 +174,33 @@ fn play(settings: Settings, history: Vec<(Vec<Op>, End)>, check: impl Fn(&Kernel
     }
 }
 
+fn strict() -> Settings {
+    let strict = Strict {
+        vnis: [(vni(VNIS[STRICT]), true)].into(),
+        ..Strict::default()
+    };
+    Settings {
+        strict,
+        ..Settings::default()
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
     fn maps_say_what_the_kernel_says(history in history()) {
-        let strict = Strict {
-            vnis: [(vni(200), true)].into(),
-            ..Strict::default()
-        };
-        let settings = Settings { strict, ..Settings::default() };
-        play(settings, history, compare);
+        play(strict(), Layout::Bridges, history, compare);
+    }
+
+    #[test]
+    fn maps_say_what_a_vlan_aware_bridge_says(history in history()) {
+        play(strict(), Layout::Vlans, history, compare);
+    }
+
+    #[test]
+    fn maps_say_what_a_single_vxlan_device_says(history in history()) {
+        play(strict(), Layout::Single, history, compare);
     }
 
     /// With maps that are too small, less is fast, and nothing is wrong.
@@ -513,7 +223,7 @@ proptest! {
 
 fn play_small(settings: Settings, history: Vec<(Vec<Op>, End)>) {
     let capacity = settings.capacity;
-    let mut kernel = Kernel::new();
+    let mut kernel = Kernel::new(Layout::Bridges);
     let mut sim = Sim::with(settings, kernel.snapshot());
     for (ops, end) in history {
         for op in &ops {
