@@ -69,7 +69,7 @@ pub fn forward<P: FromPort>(packet: &mut P) -> (Verdict, u32) {
 /// Everything up to the choice of the device; the frame is only read.
 #[inline(always)]
 fn lookup<P: FromPort>(packet: &P, bytes: u32, segment: &mut SegmentId) -> Result<Way, Outcome> {
-    let ifindex = packet.ifindex();
+    let ifindex = packet.ingress_ifindex();
     let port = maps::port(PortKey::new(ifindex, 0)).ok_or(EgressPassUnconfigured)?;
     *segment = port.segment;
     let head = packet.get::<InnerHead>(0).ok_or(EgressPassMalformed)?;

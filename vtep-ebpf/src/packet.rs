@@ -18,7 +18,7 @@ pub trait Packet: Sized {
     /// Length of the frame, Ethernet header included, bytes.
     fn len(&self) -> u32;
     /// Device the frame came from.
-    fn ifindex(&self) -> u32;
+    fn ingress_ifindex(&self) -> u32;
 
     /// Header at a constant offset; `None` where the frame ends before.
     #[inline(always)]

@@ -77,7 +77,7 @@ impl Packet for SkbPacket<'_> {
     }
 
     #[inline(always)]
-    fn ifindex(&self) -> u32 {
+    fn ingress_ifindex(&self) -> u32 {
         // SAFETY: the context is the one the kernel gave to this program.
         unsafe { (*self.skb()).ingress_ifindex }
     }

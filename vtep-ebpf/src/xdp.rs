@@ -35,7 +35,7 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
-    fn ifindex(&self) -> u32 {
+    fn ingress_ifindex(&self) -> u32 {
         self.ctx.ingress_ifindex() as u32
     }
 }

@@ -14,7 +14,7 @@ use super::{Case, World, for_all_ports};
 for_all_ports! {
     f15_writes_around_whole_segments_arrive: writes;
     f15_superframes_are_cut_as_the_device_would_and_arrive_whole: superframes;
-    r31_superframes_whose_segments_do_not_fit_fare_as_with_the_kernel: too_long;
+    r31_r32_superframes_whose_segments_do_not_fit_fare_as_with_the_kernel: too_long;
 }
 
 /// Around one and two segments, and around the largest superframe.
