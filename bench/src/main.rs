@@ -31,7 +31,7 @@ struct Args {
     #[arg(long)]
     json: bool,
     /// Ports with offloads instead: TCP streams, requests and responses, and
-    /// 64-byte UDP; under three minutes.
+    /// 64-byte UDP; about four minutes.
     #[arg(long, conflicts_with = "quick")]
     tcp: bool,
     /// Rounds; every contestant runs twice in each (A B C, C B A).

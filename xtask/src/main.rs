@@ -50,7 +50,7 @@ enum Verb {
         /// Short rounds: under two minutes
         #[arg(long)]
         quick: bool,
-        /// Ports with offloads instead: TCP, and 64-byte UDP; under three minutes
+        /// Ports with offloads instead: TCP, and 64-byte UDP; about four minutes
         #[arg(long, conflicts_with = "quick")]
         tcp: bool,
         /// JSON instead of the table
