@@ -63,7 +63,7 @@ fn every_checksum(case: &Case) {
             assert_eq!(sent.refused + machine.to_guest().refused, 0, "{sent:?}");
         }
     }
-    world.assert_fast(2 * BYTES as u64 / 65536);
+    world.assert_fast_tcp(case, 2 * BYTES);
 }
 
 /// One by one, and several of a size in one call, which the kernel (or the host

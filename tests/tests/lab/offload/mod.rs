@@ -159,6 +159,14 @@ impl World {
             .collect();
     }
 
+    /// After so many bytes of TCP in each direction. Superframes count as one, and
+    /// are the kernel's where they need an outer checksum; single frames and
+    /// acknowledgements never are.
+    pub fn assert_fast_tcp(&mut self, case: &Case, bytes: usize) {
+        let superframes = bytes as u64 / 65536;
+        self.assert_fast(if case.udpcsum { 10 } else { superframes });
+    }
+
     /// Since the last time, both hosts carried at least so many frames in both
     /// directions on the fast path, by the hook for this kind of port.
     pub fn assert_fast(&mut self, frames: u64) {

@@ -141,7 +141,7 @@ fn agree(case: &Case) {
     }
     let [carried, ..] = since(now.egress[0], before.egress[0]);
     assert!(carried.frames >= DATAGRAMS, "{carried:?}");
-    world.assert_fast(20);
+    world.assert_fast_tcp(case, BYTES);
 }
 
 struct Before {

@@ -30,7 +30,6 @@ fn both_ways(case: &super::Case) {
             "{again} of {sent} segments were repeated"
         );
     }
-    // Superframes count as one.
-    world.assert_fast(2 * BYTES as u64 / 65536);
+    world.assert_fast_tcp(case, 2 * BYTES);
     assert!(session.finish().unwrap().round_trips > 20);
 }
