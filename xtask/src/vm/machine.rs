@@ -29,6 +29,8 @@ const TAIL_LINES: usize = 30;
 const FAULTS: &[&str] = &["BUG:", "kernel BUG", "Oops", "Kernel panic", "WARNING:"];
 
 pub struct Machine {
+    /// Of several; init takes its share of the work by it.
+    pub number: usize,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     /// Where the kernel's messages go.
@@ -103,7 +105,8 @@ impl Machine {
             .arg(&self.kernel)
             .arg("-initrd")
             .arg(&self.initramfs)
-            .args(["-append", KERNEL_OPTIONS])
+            .arg("-append")
+            .arg(format!("{KERNEL_OPTIONS} vtep.number={}", self.number))
             .stdin(Stdio::null())
             // Ctrl-C comes to us, and we end it.
             .process_group(0);
