@@ -3,22 +3,32 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vtep_common::MacAddr;
 use vtep_tests::daemon::Daemon;
-use vtep_tests::lab::Lab;
+use vtep_tests::lab::{Family, Lab};
 use vtep_tests::maps::{Maps, Way};
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{on_both_underlays, wait_until};
 use vtep_user::kernel::{FdbEntry, FdbTable, bits};
 use vtep_user::netlink::{FdbWrite, Netlink};
 
+on_both_underlays!(
+    ten_thousand_entries_in_a_second_and_in_little_memory,
+    a_replaced_entry_is_in_the_maps_within_5_ms,
+    a_thousand_moves_leave_what_the_last_one_says,
+    lost_notifications_are_counted_and_repaired,
+);
+
 const SEGMENT: u16 = 1;
-const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 2));
-/// Behind the same router, so it is resolved at once.
-const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 3));
+
+/// The other host, and a second address behind the same router, so that it is
+/// resolved at once.
+fn remotes(underlay: Family) -> [IpAddr; 2] {
+    [2, 3].map(|host| underlay.address(1, host))
+}
 
 fn mac(number: u32) -> MacAddr {
     let [a, b, c, d] = number.to_be_bytes();
@@ -26,8 +36,8 @@ fn mac(number: u32) -> MacAddr {
 }
 
 /// One host of interest, with a VM, its daemon and its maps.
-fn host() -> (Lab, Daemon, Maps) {
-    let mut lab = Lab::new().unwrap();
+fn host(underlay: Family) -> (Lab, Daemon, Maps) {
+    let mut lab = Lab::on(underlay).unwrap();
     lab.add_vm(0).unwrap();
     let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[0].port]).unwrap();
     let maps = Maps::open(daemon.instance()).unwrap();
@@ -114,20 +124,17 @@ fn equal(lab: &Lab, maps: &Maps) {
     assert_eq!(differing, None);
 }
 
-#[test]
-fn ten_thousand_entries_in_a_second_and_in_little_memory() {
-    if !is_root("ten_thousand_entries_in_a_second_and_in_little_memory") {
-        return;
-    }
+fn ten_thousand_entries_in_a_second_and_in_little_memory(underlay: Family) {
+    let [there, _] = remotes(underlay);
     const COUNT: u32 = 10_000;
-    let (lab, daemon, maps) = host();
+    let (lab, daemon, maps) = host(underlay);
     println!("memory before: {} KiB", memory_kib(&daemon, "VmRSS"));
     let mut lines = String::new();
-    (0..COUNT).for_each(|n| remote(&mut lines, mac(n), THERE));
+    (0..COUNT).for_each(|n| remote(&mut lines, mac(n), there));
     let written = batch(&lab, &lines);
     let all = |maps: &Maps| {
         let ways = maps.all(SEGMENT);
-        (0..COUNT).all(|n| ways.get(&mac(n)) == Some(&Way::Remote(THERE)))
+        (0..COUNT).all(|n| ways.get(&mac(n)) == Some(&Way::Remote(there)))
     };
     let after = wait_until(Duration::from_secs(1), "all are in the maps", || {
         Ok(all(&maps))
@@ -140,7 +147,7 @@ fn ten_thousand_entries_in_a_second_and_in_little_memory() {
     let rows = rows.as_array().unwrap();
     let good = rows
         .iter()
-        .filter(|row| row["accelerated"] == true && row["location"]["remote"] == THERE.to_string());
+        .filter(|row| row["accelerated"] == true && row["location"]["remote"] == there.to_string());
     assert!(good.count() >= COUNT as usize);
 
     let (rss, anonymous) = (memory_kib(&daemon, "VmRSS"), memory_kib(&daemon, "RssAnon"));
@@ -159,13 +166,10 @@ fn ten_thousand_entries_in_a_second_and_in_little_memory() {
     assert_eq!(daemon.json(&["resync"]).unwrap()["updates"], 0);
 }
 
-#[test]
-fn a_replaced_entry_is_in_the_maps_within_5_ms() {
-    if !is_root("a_replaced_entry_is_in_the_maps_within_5_ms") {
-        return;
-    }
+fn a_replaced_entry_is_in_the_maps_within_5_ms(underlay: Family) {
+    let [there, elsewhere] = remotes(underlay);
     const ROUNDS: usize = 300;
-    let (lab, daemon, maps) = host();
+    let (lab, daemon, maps) = host(underlay);
     let entry = |dst: IpAddr, ifindex| FdbEntry {
         table: FdbTable::Vxlan,
         ifindex,
@@ -186,7 +190,7 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
     // Both remotes are in use, so that none of them is new.
     lab.set_remote(0, mac(1), 1).unwrap();
     let mut lines = String::new();
-    remote(&mut lines, mac(2), ELSEWHERE);
+    remote(&mut lines, mac(2), elsewhere);
     batch(&lab, &lines);
     daemon.wait_accelerated(mac(1)).unwrap();
     daemon.wait_accelerated(mac(2)).unwrap();
@@ -198,7 +202,7 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
             let netlink = Netlink::open()?;
             let mut times = Vec::new();
             for round in 0..ROUNDS {
-                let dst = [ELSEWHERE, THERE][round % 2];
+                let dst = [elsewhere, there][round % 2];
                 let start = Instant::now();
                 netlink
                     .fdb_write(&entry(dst, vxlan), FdbWrite::Replace)
@@ -230,17 +234,14 @@ fn a_replaced_entry_is_in_the_maps_within_5_ms() {
 }
 
 /// F2: elsewhere an entry is stuck after some twenty moves.
-#[test]
-fn a_thousand_moves_leave_what_the_last_one_says() {
-    if !is_root("a_thousand_moves_leave_what_the_last_one_says") {
-        return;
-    }
-    let (lab, daemon, maps) = host();
+fn a_thousand_moves_leave_what_the_last_one_says(underlay: Family) {
+    let [there, _] = remotes(underlay);
+    let (lab, daemon, maps) = host(underlay);
     let vm = lab.vms[0].mac;
     let port = Way::Port(lab.hosts[0].netns.ifindex("port1").unwrap());
     let move_to = |lines: &mut String, away: bool| {
         if away {
-            remote(lines, vm, THERE);
+            remote(lines, vm, there);
         } else {
             writeln!(lines, "fdb replace {vm} dev port1 master static").unwrap();
             writeln!(lines, "fdb del {vm} dev vxlan100 self").unwrap();
@@ -267,14 +268,14 @@ fn a_thousand_moves_leave_what_the_last_one_says() {
         lines.clear();
         (1..=moves).for_each(|n| move_to(&mut lines, (n % 2 == moves % 2) == last));
         batch(&lab, &lines);
-        is(if last { Way::Remote(THERE) } else { port });
+        is(if last { Way::Remote(there) } else { port });
         equal(&lab, &maps);
     }
     // The same by our own command, which returns only when it is done.
     for round in 0..50 {
         let away = round % 2 == 0;
         let to = if away {
-            ["--dst", "198.51.100.2"]
+            ["--dst", &there.to_string()]
         } else {
             ["--port", "port1"]
         };
@@ -282,7 +283,7 @@ fn a_thousand_moves_leave_what_the_last_one_says() {
         daemon
             .cli(&["fdb", "replace", &address, "--vni", "100", to[0], to[1]])
             .unwrap();
-        let way = if away { Way::Remote(THERE) } else { port };
+        let way = if away { Way::Remote(there) } else { port };
         assert_eq!(maps.get(SEGMENT, vm), Some(way), "round {round}");
     }
     equal(&lab, &maps);
@@ -300,13 +301,10 @@ fn a_thousand_moves_leave_what_the_last_one_says() {
 }
 
 /// R40: more changes than fit into the socket while the daemon stands still.
-#[test]
-fn lost_notifications_are_counted_and_repaired() {
-    if !is_root("lost_notifications_are_counted_and_repaired") {
-        return;
-    }
+fn lost_notifications_are_counted_and_repaired(underlay: Family) {
+    let [there, elsewhere] = remotes(underlay);
     const COUNT: u32 = 40_000;
-    let (lab, daemon, maps) = host();
+    let (lab, daemon, maps) = host(underlay);
     let signal = |number| {
         let pid = daemon.pid().unwrap() as i32;
         // SAFETY: a signal to a child of ours.
@@ -315,16 +313,16 @@ fn lost_notifications_are_counted_and_repaired() {
     };
     // What is only in the maps must go, what is there may change.
     let mut lines = String::new();
-    (0..1000).for_each(|n| remote(&mut lines, mac(n), THERE));
+    (0..1000).for_each(|n| remote(&mut lines, mac(n), there));
     batch(&lab, &lines);
     wait_until(Duration::from_secs(2), "the first thousand", || {
-        Ok(maps.get(SEGMENT, mac(999)) == Some(Way::Remote(THERE)))
+        Ok(maps.get(SEGMENT, mac(999)) == Some(Way::Remote(there)))
     })
     .unwrap();
     signal(libc::SIGSTOP);
     lines.clear();
-    (1..COUNT).for_each(|n| remote(&mut lines, mac(n), THERE));
-    (1..COUNT).for_each(|n| remote(&mut lines, mac(n), ELSEWHERE));
+    (1..COUNT).for_each(|n| remote(&mut lines, mac(n), there));
+    (1..COUNT).for_each(|n| remote(&mut lines, mac(n), elsewhere));
     (100..200).for_each(|n| {
         writeln!(lines, "fdb del {} dev vxlan100 self", mac(n)).unwrap();
         writeln!(lines, "fdb del {} dev vxlan100 master", mac(n)).unwrap();
@@ -351,16 +349,16 @@ fn lost_notifications_are_counted_and_repaired() {
     assert_eq!(maps.get(SEGMENT, mac(150)), None);
     assert_eq!(
         maps.get(SEGMENT, mac(COUNT - 1)),
-        Some(Way::Remote(ELSEWHERE))
+        Some(Way::Remote(elsewhere))
     );
     let text = daemon.cli(&["status"]).unwrap();
     assert!(!text.contains(" 0 overruns"), "{text}");
     // And it goes on.
     lines.clear();
-    remote(&mut lines, mac(150), THERE);
+    remote(&mut lines, mac(150), there);
     batch(&lab, &lines);
     wait_until(Duration::from_secs(1), "new entries", || {
-        Ok(maps.get(SEGMENT, mac(150)) == Some(Way::Remote(THERE)))
+        Ok(maps.get(SEGMENT, mac(150)) == Some(Way::Remote(there)))
     })
     .unwrap();
 }

@@ -15,13 +15,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use vtep_tests::daemon::Daemon;
-use vtep_tests::lab::{Guest, Lab, Options, VM_MTU, Vm};
+use vtep_tests::lab::{Family, Guest, Lab, Options, VM_MTU, Vm};
 use vtep_tests::wait_until;
 
 /// One kind of port and tunnel.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub guest: Guest,
+    pub underlay: Family,
     /// Outer UDP checksum, which is the kernel's default.
     pub udpcsum: bool,
     pub underlay_mtu: u32,
@@ -29,8 +30,15 @@ pub struct Case {
 
 impl Case {
     fn lab(&self) -> Lab {
+        let vxlan = match (self.underlay, self.udpcsum) {
+            (Family::V4, true) => "udpcsum",
+            (Family::V4, false) => "noudpcsum",
+            (Family::V6, true) => "",
+            (Family::V6, false) => "udp6zerocsumtx udp6zerocsumrx",
+        };
         let mut lab = Lab::with(&Options {
-            vxlan: if self.udpcsum { "udpcsum" } else { "noudpcsum" }.into(),
+            vxlan: vxlan.into(),
+            underlay: self.underlay,
             underlay_mtu: Some(self.underlay_mtu),
             ..Options::default()
         })
@@ -197,28 +205,33 @@ macro_rules! for_all_ports {
         mod $name {
             use super::*;
             use $crate::offload::Case;
-            use vtep_tests::{is_root, lab::{Guest, VM_MTU}};
+            use vtep_tests::{is_root, lab::{Family, Guest, VM_MTU}};
 
             $crate::offload::for_all_ports!(@ports $name, $test,
-                plain_udpcsum: Plain, true;
-                plain_noudpcsum: Plain, false;
-                veth_udpcsum: Veth, true;
-                veth_noudpcsum: Veth, false;
-                polling_veth_udpcsum: PollingVeth, true;
-                polling_veth_noudpcsum: PollingVeth, false;
-                tap_udpcsum: Tap, true;
-                tap_noudpcsum: Tap, false;
+                plain_udpcsum: Plain, V4, true;
+                plain_noudpcsum: Plain, V4, false;
+                veth_udpcsum: Veth, V4, true;
+                veth_noudpcsum: Veth, V4, false;
+                polling_veth_udpcsum: PollingVeth, V4, true;
+                polling_veth_noudpcsum: PollingVeth, V4, false;
+                tap_udpcsum: Tap, V4, true;
+                tap_noudpcsum: Tap, V4, false;
+                veth_on_ipv6: Veth, V6, true;
+                veth_on_ipv6_zerocsum: Veth, V6, false;
+                tap_on_ipv6: Tap, V6, true;
+                tap_on_ipv6_zerocsum: Tap, V6, false;
             );
         }
     )*};
-    (@ports $name:ident, $test:expr, $($port:ident: $guest:ident, $udpcsum:literal;)*) => {$(
+    (@ports $name:ident, $test:expr, $($port:ident: $guest:ident, $underlay:ident, $udpcsum:literal;)*) => {$(
         #[test]
         fn $port() {
             if is_root(concat!(stringify!($name), "::", stringify!($port))) {
                 $test(&Case {
                     guest: Guest::$guest,
+                    underlay: Family::$underlay,
                     udpcsum: $udpcsum,
-                    underlay_mtu: VM_MTU + 50,
+                    underlay_mtu: VM_MTU + Family::$underlay.overhead(),
                 });
             }
         }

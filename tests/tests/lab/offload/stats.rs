@@ -19,8 +19,6 @@ for_all_ports! {
 
 const DATAGRAMS: u64 = 2000;
 const BYTES: usize = 1 << 20;
-/// In front of the inner frame.
-const OUTER_BYTES: u64 = 50;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Count {
@@ -135,7 +133,8 @@ fn agree(case: &Case) {
         assert_eq!(dropped, Count::default(), "{what}");
         let mut from_wire = carried + passed;
         // These came with all that was in front of them.
-        from_wire.bytes -= passed.frames * OUTER_BYTES;
+        let outer_bytes = u64::from(case.underlay.overhead());
+        from_wire.bytes -= passed.frames * outer_bytes;
         assert_eq!(from_wire, seen[1 - host], "{what}");
         assert!(carried.frames >= from_wire.frames - 5, "{what}");
         said_in_words(&world.daemons[host]);
