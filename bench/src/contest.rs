@@ -341,7 +341,11 @@ impl Host {
         }
         if let Some(daemon) = &self.daemon {
             let fast = daemon.fast_frames()?;
-            ensure!(fast >= 64, "only {fast} of 64 frames took the fast path");
+            ensure!(
+                fast >= 64,
+                "only {fast} of 64 frames took the fast path: {}",
+                daemon.query("stats")?["segments"]
+            );
         }
         let after = self.generator.counters()?;
         Ok(Measured {

@@ -28,17 +28,14 @@ fn devices() -> Vec<(&'static str, Device)> {
         snooping: false,
         ..Device::default()
     };
-    let v6 = |vxlan| Device {
+    let v6 = |device| Device {
         underlay: Family::V6,
-        ..with(vxlan)
-    };
-    let tcx = |vxlan| Device {
-        hook: Hook::Tcx,
-        ..with(vxlan)
+        ..device
     };
     let offloads = |vxlan| Device {
+        hook: Hook::Tcx,
         guest: Guest::PollingVeth,
-        ..tcx(vxlan)
+        ..with(vxlan)
     };
     vec![
         ("default", Device::default()),
@@ -52,23 +49,41 @@ fn devices() -> Vec<(&'static str, Device)> {
             },
         ),
         (
-            "ports",
+            "fields",
             Device {
                 udp_port: 8472,
-                ..with("srcport 50000 50100")
+                ..with("srcport 50000 50100 tos 0x10 ttl 5 df set")
             },
         ),
-        ("ipv6", v6("")),
-        ("ipv6-zero-checksums", v6("udp6zerocsumtx udp6zerocsumrx")),
-        ("ipv6-nolearning", v6("nolearning")),
-        ("tcx", tcx("")),
-        ("tcx-noudpcsum", tcx("noudpcsum")),
+        ("inherit", with("ttl inherit tos inherit df inherit")),
+        (
+            "small-mtu",
+            Device {
+                small_mtu: 1400,
+                ..with("")
+            },
+        ),
+        ("ipv6", v6(with(""))),
+        (
+            "ipv6-zero-checksums",
+            v6(with("udp6zerocsumtx udp6zerocsumrx")),
+        ),
+        (
+            "ipv6-inherit",
+            v6(with("nolearning ttl inherit tos inherit flowlabel 0x12345")),
+        ),
         ("offloads", offloads("")),
+        ("offloads-noudpcsum", offloads("noudpcsum")),
+        ("offloads-ipv6", v6(offloads(""))),
+        (
+            "offloads-ipv6-zero-checksums",
+            v6(offloads("udp6zerocsumtx udp6zerocsumrx")),
+        ),
         (
             "tap",
             Device {
                 guest: Guest::Tap,
-                ..tcx("noudpcsum")
+                ..offloads("noudpcsum ttl inherit tos inherit df inherit")
             },
         ),
         (
@@ -77,42 +92,6 @@ fn devices() -> Vec<(&'static str, Device)> {
                 mtu: 9000,
                 small_mtu: 9000,
                 ..offloads("noudpcsum")
-            },
-        ),
-        ("inherit", with("ttl inherit tos inherit df inherit")),
-        (
-            "inherit-tcx",
-            tcx("ttl inherit tos inherit df inherit noudpcsum"),
-        ),
-        ("inherit-ipv6", v6("ttl inherit tos inherit")),
-        ("offloads-noudpcsum", offloads("noudpcsum")),
-        (
-            "offloads-ipv6",
-            Device {
-                underlay: Family::V6,
-                ..offloads("udp6zerocsumtx udp6zerocsumrx")
-            },
-        ),
-        (
-            "tcx-ipv6",
-            Device {
-                underlay: Family::V6,
-                ..tcx("")
-            },
-        ),
-        ("tos-ttl", with("tos 0x10 ttl 5")),
-        ("df", with("df set")),
-        ("inherit", with("tos inherit ttl inherit df inherit")),
-        (
-            "ipv6-inherit",
-            v6("tos inherit ttl inherit flowlabel 0x12345"),
-        ),
-        ("tcx-inherit", tcx("tos inherit ttl inherit df inherit")),
-        (
-            "mtu-1400",
-            Device {
-                small_mtu: 1400,
-                ..with("")
             },
         ),
     ]

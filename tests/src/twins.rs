@@ -106,7 +106,16 @@ pub struct Report {
 
 impl Twins {
     pub fn new(device: &Device) -> Result<Self> {
-        let (kernel, fast) = (Side::new(device)?, Side::new(device)?);
+        let (kernel, fast) = std::thread::scope(|scope| {
+            let kernel = scope.spawn(|| Side::new(device));
+            let fast = Side::new(device);
+            let joined = kernel.join();
+            (
+                joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                fast,
+            )
+        });
+        let (kernel, fast) = (kernel?, fast?);
         let vms = &fast.lab.vms;
         let host = &fast.lab.hosts[0];
         let hook = match device.hook {

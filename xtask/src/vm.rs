@@ -41,40 +41,55 @@ const VTEP: &str = "/usr/bin/vtep";
 const TESTS: &str = "/usr/bin/lab";
 const EBPF_DIR: &str = "/usr/lib/vtep";
 pub const WHAT: &str = "tests in a virtual machine";
-/// Modules of the lab tests that need what only such a kernel has. `cargo xtask
-/// test` runs these inside; the others have run outside by then.
-const OWN: &[&str] = &["underlay::"];
+const STREAM: &str = "the machine is too slow for its stream of frames";
+const MEASURES: &str = "it measures time";
 /// Tests that are not run inside, with the reason.
-const LEFT_OUT: &[(&str, &str)] = &[];
-
-/// Which tests to run.
-#[derive(Debug, Clone, Copy)]
-pub enum Choice<'a> {
-    /// All whose names contain this.
-    All(Option<&'a str>),
-    /// Of those in [`OWN`] modules.
-    Own(Option<&'a str>),
-}
-
-impl Choice<'_> {
-    fn takes(self, test: &str) -> bool {
-        let (Self::All(filter) | Self::Own(filter)) = self;
-        let own = OWN.iter().any(|module| test.starts_with(module));
-        filter.is_none_or(|filter| test.contains(filter)) && (own || matches!(self, Self::All(_)))
-    }
-}
+const LEFT_OUT: &[(&str, &str)] = &[
+    (
+        "kernel::kernel_path_carries_ping_tcp_and_100k_frames",
+        STREAM,
+    ),
+    ("life::r37_replace_under_load_loses_nothing", STREAM),
+    (
+        "life::r39_kill_and_restart_under_100k_frames_lose_nothing",
+        STREAM,
+    ),
+    ("life::unload_leaves_nothing_and_the_kernel_goes_on", STREAM),
+    (
+        "traffic::ping_tcp_and_udp_take_the_fast_path_on_both_hosts",
+        STREAM,
+    ),
+    (
+        "traffic::port_that_would_lose_redirected_frames_is_left_to_the_kernel",
+        STREAM,
+    ),
+    (
+        "mirror::a_replaced_entry_is_in_the_maps_within_5_ms",
+        MEASURES,
+    ),
+    (
+        "mirror::ten_thousand_entries_in_a_second_and_in_little_memory",
+        MEASURES,
+    ),
+];
 
 /// How much slower than a real machine it is, for the deadlines of tests.
 const PATIENCE: u32 = 10;
 /// Time for all of them.
-const LIMIT: Duration = Duration::from_secs(1200);
+const LIMIT: Duration = Duration::from_secs(3600);
 
 pub fn verb(filter: Option<&str>, series: Series) -> ExitCode {
     let mut sum = Sum::default();
     let result = setup::run()
         .and_then(|()| build::all(false))
         .and_then(|()| prepare(series))
-        .and_then(|kernel| run(&kernel, Choice::All(filter), &mut sum));
+        .and_then(|kernel| {
+            run(
+                &kernel,
+                &|test| filter.is_none_or(|filter| test.contains(filter)),
+                &mut sum,
+            )
+        });
     if let Err(error) = result {
         eprintln!("vm: {error:#}");
         sum.failed += 1;
@@ -95,15 +110,12 @@ pub fn prepare(series: Series) -> Result<Kernel> {
     kernel::get(series)
 }
 
-/// Boot once, run the tests, add up.
-pub fn run(kernel: &Kernel, choice: Choice, sum: &mut Sum) -> Result<()> {
+/// Boot once, run the tests that `wanted` names, add up.
+pub fn run(kernel: &Kernel, wanted: &dyn Fn(&str) -> bool, sum: &mut Sum) -> Result<()> {
     eprintln!("test: {WHAT}: compiling");
     let tests = compile_tests()?;
-    let names = names(&tests, choice)?;
-    if names.is_empty() {
-        eprintln!("test: {WHAT}: none of this name");
-        return Ok(());
-    }
+    let names = names(&tests, wanted)?;
+    ensure!(!names.is_empty(), "no lab test is named like that");
     let directory = workspace().join(format!("target/vm/run-{}", std::process::id()));
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let _cleanup = Cleanup(&directory);
@@ -156,12 +168,12 @@ fn compile_tests() -> Result<PathBuf> {
 }
 
 /// Names of the tests that are run; those that are not are said.
-fn names(tests: &Path, choice: Choice) -> Result<Vec<String>> {
+fn names(tests: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
     let list = capture(Command::new(tests).arg("--list"))?;
     let mut names: Vec<String> = list
         .lines()
         .filter_map(|line| line.strip_suffix(": test"))
-        .filter(|name| choice.takes(name))
+        .filter(|name| wanted(name))
         .map(str::to_owned)
         .collect();
     for (left_out, reason) in LEFT_OUT {

@@ -136,12 +136,11 @@ impl Grammar {
     fn unfinished(&self, ends: [MacAddr; 2], number: usize, rng: &mut Rng) -> Case {
         let unfinished = unfinished(&self.world, ends, number, rng);
         let is_local = [A, A2, C].contains(&ends[1]);
-        // Nobody but the kernel can ask for outer checksums of segments.
-        let is_cut = unfinished.header.gso.is_some() && self.world.sends_checksum;
+        let is_unknown = !unfinished.summed && self.world.sends_checksum;
         let way = match unfinished.longest {
             _ if is_local && self.world.leaves_local() => Way::Pass,
             longest if is_local && longest <= self.world.local_max => Way::Fast,
-            longest if !is_local && longest <= self.world.tunnel_max && !is_cut => Way::Fast,
+            longest if !is_local && longest <= self.world.tunnel_max && !is_unknown => Way::Fast,
             _ => Way::Pass,
         };
         Case {

@@ -4,8 +4,9 @@
 use vtep_common::{MacAddr, checksum};
 
 use super::{MAGIC, Rng, World};
+use crate::frames::ipv4_udp;
 use crate::segments::{Addresses, Inner};
-use crate::vnet::Header;
+use crate::vnet::{Checksum, Header};
 
 /// A frame and what is still to be done to it.
 pub(super) struct Unfinished {
@@ -14,6 +15,8 @@ pub(super) struct Unfinished {
     pub frame: Vec<u8>,
     /// Longest frame that it becomes.
     pub longest: usize,
+    /// The sum of what it becomes is known from its headers.
+    pub summed: bool,
 }
 
 /// From one station to another, with a number at its end.
@@ -64,13 +67,22 @@ pub(super) fn unfinished(
             1 => rng.below(1380),
             _ => world.tunnel_max - 80 + rng.below(40),
         };
-        let (header, mut frame) = flow.partial(&data(bytes, number, rng));
+        let (mut header, mut frame) = flow.partial(&data(bytes, number, rng));
         set_tos(&mut frame, tos);
+        let is_tunnel = frame.len() < 1300 && rng.percent(15);
+        if is_tunnel {
+            (header, frame) = tunnelled(header, &frame, rng.percent(50));
+        }
         return Unfinished {
-            what: "unfinished checksum",
+            what: if is_tunnel {
+                "unfinished checksum in a tunnel"
+            } else {
+                "unfinished checksum"
+            },
             longest: frame.len(),
             header,
             frame,
+            summed: !is_tunnel,
         };
     }
     let (segment, segments) = match rng.below(4) {
@@ -88,7 +100,37 @@ pub(super) fn unfinished(
         longest: headers + segment,
         header,
         frame,
+        // Nobody but the kernel can ask for outer checksums of segments.
+        summed: false,
     }
+}
+
+/// What a guest makes of its own frame that is a tunnel's end itself. With a
+/// checksum of the tunnel, it is right when the one inside has been finished.
+fn tunnelled(header: Header, inner: &[u8], with_checksum: bool) -> (Header, Vec<u8>) {
+    let Checksum::Partial { start, offset } = header.checksum else {
+        return (header, inner.to_vec());
+    };
+    let wrap = |inner: &[u8]| {
+        let payload = [&[8, 0, 0, 0, 0, 0, 7, 0], inner].concat();
+        let packet = ipv4_udp([10, 9, 0, 1], [10, 9, 1, 1], [50_000, 4790], &payload);
+        [&inner[..12], &[8, 0], &packet].concat()
+    };
+    let mut frame = wrap(inner);
+    let finished: Vec<Vec<u8>> = header.segments(inner).iter().map(|f| wrap(f)).collect();
+    frame[40..42].copy_from_slice(if with_checksum {
+        &finished[0][40..42]
+    } else {
+        &[0, 0]
+    });
+    let header = Header {
+        checksum: Checksum::Partial {
+            start: start + 50,
+            offset,
+        },
+        ..header
+    };
+    (header, frame)
 }
 
 /// One of several TCP frames on the wire that GRO may merge.

@@ -22,18 +22,17 @@ fn bare() -> Lab {
     .unwrap()
 }
 
-/// On both hosts a segment between their addresses, a VM and a daemon; a TCP
-/// session between the VMs.
+/// On both hosts a segment between their addresses and a VM, on the first a
+/// daemon; a TCP session between the VMs.
 struct Scene {
     lab: Lab,
-    daemons: Vec<Daemon>,
+    daemon: Daemon,
     session: Session,
 }
 
 impl Scene {
     /// `options`: of the VXLAN devices.
     fn new(mut lab: Lab, options: &str) -> Self {
-        let mut daemons = Vec::new();
         for (i, other) in [(0, 1), (1, 0)] {
             let vm = lab.add_vm(i).unwrap();
             let port = lab.vms[vm].port.clone();
@@ -53,15 +52,15 @@ impl Scene {
                  ethtool -K {port} gro on"
             );
             host.netns.run_all(&lines).unwrap();
-            daemons.push(Daemon::start(host, &[&port]).unwrap());
         }
         for vm in &lab.vms {
             vm.netns.run("ip link set eth0 mtu 1400").unwrap();
         }
+        let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[0].port]).unwrap();
         let session = Session::start(&lab.vms[0], &lab.vms[1]).unwrap();
         let scene = Self {
             lab,
-            daemons,
+            daemon,
             session,
         };
         scene.flows();
@@ -80,22 +79,22 @@ impl Scene {
 
     /// Frames of host 1 that took the fast path, in both directions.
     fn fast(&self) -> [u64; 2] {
-        ["egress-remote", "ingress-local"].map(|outcome| self.daemons[0].frames(outcome).unwrap())
+        ["egress-remote", "ingress-local"].map(|outcome| self.daemon.frames(outcome).unwrap())
     }
 
     fn status(&self) -> String {
-        self.daemons[0].cli(&["status"]).unwrap()
+        self.daemon.cli(&["status"]).unwrap()
     }
 
     fn uplink(&self, name: &str) -> Option<Value> {
-        self.daemons[0].status_row("uplinks", "name", name).unwrap()
+        self.daemon.status_row("uplinks", "name", name).unwrap()
     }
 
     /// The session is on the fast path, in both directions.
     #[track_caller]
     fn is_fast(&self) {
         for vm in &self.lab.vms {
-            self.daemons[0].wait_accelerated(vm.mac).unwrap();
+            self.daemon.wait_accelerated(vm.mac).unwrap();
         }
         let before = self.fast();
         wait_until(Duration::from_secs(5), "frames take the fast path", || {

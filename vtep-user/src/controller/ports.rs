@@ -7,7 +7,8 @@ use crate::api::ApiError;
 use crate::api::types::{PortHook, PortSpec};
 use crate::api::values::IfName;
 use crate::instance::Instance;
-use crate::kernel::{IfIndex, LinkKind};
+use crate::kernel::{Bridge, IfIndex, LinkKind};
+use crate::netlink::NetlinkError;
 
 use super::commands::refused;
 use super::{Controller, rows};
@@ -36,13 +37,14 @@ impl Controller {
         }
         let name = spec.name.as_str();
         let before = self.port_choices.get(name).copied();
+        // A port may have other VLANs, which are not ours to take.
         if let Some(vlan) = segment.vlan
+            && link.master == Some(bridge)
             && !self.model.port(name).iter().any(|p| p.vni == spec.vni)
         {
-            let bridge = segment.bridge_name.as_deref().unwrap_or_default();
             return Err(ApiError::conflict(format!(
-                "VNI {} is VLAN {vlan} of {bridge}: make {name} a member with `ip link set {name} \
-                 master {bridge}` and `bridge vlan add dev {name} vid {vlan} pvid untagged`",
+                "VNI {} is VLAN {vlan} of the bridge, and {name} is in others: add it with `bridge \
+                 vlan add dev {name} vid {vlan} pvid untagged`",
                 spec.vni
             )));
         }
@@ -62,26 +64,60 @@ impl Controller {
         };
         // Known before the port is, so that it is never decided without.
         self.choose_hook(name, Some(spec.hook))?;
-        let result = self.plug(link.ifindex, join.then_some(bridge)).await;
+        let join = join.then_some((bridge, segment.vlan));
+        let result = self.plug(link.ifindex, join).await;
         if result.is_err() {
             self.choose_hook(name, before)?;
         }
         result
     }
 
-    async fn plug(&self, ifindex: IfIndex, bridge: Option<IfIndex>) -> Result<(), ApiError> {
-        if bridge.is_some() {
-            let joined = self.netlink.set_master(ifindex, bridge).await;
-            joined.map_err(refused)?;
-        }
-        let up = self.netlink.set_up(ifindex, true).await;
+    async fn plug(
+        &self,
+        ifindex: IfIndex,
+        join: Option<(IfIndex, Option<u16>)>,
+    ) -> Result<(), ApiError> {
+        let plugged = match join {
+            Some((bridge, vlan)) => self.join(ifindex, bridge, vlan).await,
+            None => Ok(()),
+        };
+        let up = match plugged {
+            Ok(()) => self.netlink.set_up(ifindex, true).await,
+            refused => refused,
+        };
         if up.is_err()
-            && bridge.is_some()
+            && join.is_some()
             && let Err(error) = self.netlink.set_master(ifindex, None).await
         {
             tracing::warn!("cannot undo: {error}");
         }
         up.map_err(refused)
+    }
+
+    /// Becomes a port of a bridge, and a member of that VLAN alone: down meanwhile, so
+    /// that no frame is of the bridge's default VLAN.
+    async fn join(
+        &self,
+        ifindex: IfIndex,
+        bridge: IfIndex,
+        vlan: Option<u16>,
+    ) -> Result<(), NetlinkError> {
+        let netlink = &self.netlink;
+        let Some(vlan) = vlan else {
+            return netlink.set_master(ifindex, Some(bridge)).await;
+        };
+        netlink.set_up(ifindex, false).await?;
+        netlink.set_master(ifindex, Some(bridge)).await?;
+        netlink.vlan_join(ifindex, vlan).await?;
+        let default = self.model.link(bridge).map(|link| &link.kind);
+        match default {
+            Some(LinkKind::Bridge(Bridge { default_pvid, .. }))
+                if *default_pvid != 0 && *default_pvid != vlan =>
+            {
+                netlink.vlan_leave(ifindex, *default_pvid).await
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn port_del(&mut self, name: &IfName) -> Result<(), ApiError> {

@@ -10,7 +10,7 @@ use super::link::link;
 use super::vlan::{vlans, vnis};
 use crate::kernel::{
     Address, Bridge, BridgePort, Event, FdbEntry, FdbTable, Link, LinkKind, Neighbour, Route, Tun,
-    VniRange, VxlanDevice, bits,
+    VlanRange, VniRange, VxlanDevice, bits,
 };
 
 /// The recorded message of that name, with its header.
@@ -349,6 +349,40 @@ fn vnis_of_a_single_device_are_read_and_changes_ask_for_them() {
     }
 }
 
+#[test]
+fn vlans_of_a_port_are_read_and_changes_ask_for_them() {
+    let range = |first, last, tunnel| VlanRange {
+        first,
+        last,
+        pvid: false,
+        untagged: false,
+        state: 3,
+        tunnel,
+    };
+    let pvid = VlanRange {
+        pvid: true,
+        untagged: true,
+        ..range(1, 1, None)
+    };
+    let dump = captured("vlan-dump");
+    let expected = vec![
+        pvid,
+        range(10, 10, Some(100)),
+        range(11, 11, None),
+        range(12, 12, Some(102)),
+    ];
+    assert_eq!(vlans(parts(&dump).1), Some((5, expected)));
+    let mapped = captured("vlan-mapped");
+    let expected = vec![range(10, 12, Some(100))];
+    assert_eq!(vlans(parts(&mapped).1), Some((5, expected)));
+    for (name, port) in [("vlan-mapped", 5), ("vlan-gone", 4)] {
+        let bytes = captured(name);
+        let (kind, body) = parts(&bytes);
+        let asked = Some(Notice::Partial(Part::Vlans(port)));
+        assert_eq!(notice(kind, body), asked, "{name}");
+    }
+}
+
 fn every_decoder(kind: u16, body: &[u8]) {
     notice(kind, body);
     link(body);
@@ -362,7 +396,7 @@ fn every_decoder(kind: u16, body: &[u8]) {
     text_of(body);
 }
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "link-vxlan-port",
     "link-vxlan-v6",
     "link-bridge",
@@ -375,6 +409,7 @@ const NAMES: [&str; 13] = [
     "address",
     "route-gateway",
     "route-via-v6",
+    "vlan-dump",
     "vni-dump",
 ];
 

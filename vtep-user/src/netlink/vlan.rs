@@ -1,13 +1,14 @@
 //! VLANs of bridge ports, and the VNIs of a single VXLAN device (`vnifilter`):
-//! decoders over bytes, and the dumps that read them. Notifications of both kinds
+//! decoders over bytes, the dumps that read them, and membership for `vtep port add`. Notifications of both kinds
 //! say what changed, not what is: they are answered with a dump of the device.
 
 use std::collections::BTreeMap;
 
-use netlink_packet_core::NLM_F_DUMP;
+use netlink_packet_core::{NLA_F_NESTED, NLM_F_DUMP};
 
 use super::codec::{array, attributes, index_of, u8_of, u16_of, u32_of};
 use super::error::{Failure, NetlinkError, device as name_of};
+use super::request::Netlink;
 use super::socket::{Channel, Request};
 use crate::kernel::{IfIndex, VlanRange, VniRange};
 
@@ -146,21 +147,70 @@ pub(super) async fn all_vnis(
     every(all, "VNIs of VXLAN devices")
 }
 
+impl Netlink {
+    /// Makes a VLAN that of a bridge port's untagged frames.
+    pub async fn vlan_join(&self, port: IfIndex, vlan: u16) -> Result<(), NetlinkError> {
+        let flags = vlandb::FLAG_PVID | vlandb::FLAG_UNTAGGED;
+        let request = membership(RTM_NEWVLAN, port, flags, vlan);
+        self.change_vlan(&request, "add", vlan, port).await
+    }
+
+    /// Takes a bridge port out of a VLAN; ENOENT if it is not in it.
+    pub async fn vlan_leave(&self, port: IfIndex, vlan: u16) -> Result<(), NetlinkError> {
+        let request = membership(RTM_DELVLAN, port, 0, vlan);
+        self.change_vlan(&request, "remove", vlan, port).await
+    }
+
+    async fn change_vlan(
+        &self,
+        request: &Request,
+        operation: &'static str,
+        vlan: u16,
+        port: IfIndex,
+    ) -> Result<(), NetlinkError> {
+        let done = self.channel().await.request(request, |_| {}).await;
+        let object = || format!("VLAN {vlan} of {}", name_of(port));
+        done.map(|_| ())
+            .map_err(|failure| failure.during(operation, object()))
+    }
+}
+
+fn header(ifindex: IfIndex) -> Vec<u8> {
+    let mut body = vec![libc::AF_BRIDGE as u8, 0, 0, 0];
+    body.extend(ifindex.to_ne_bytes());
+    body
+}
+
+fn membership(kind: u16, port: IfIndex, vlan_flags: u16, vlan: u16) -> Request {
+    let mut body = header(port);
+    for word in [
+        12,
+        vlandb::ENTRY | NLA_F_NESTED,
+        8,
+        vlandb::ENTRY_INFO,
+        vlan_flags,
+        vlan,
+    ] {
+        body.extend(word.to_ne_bytes());
+    }
+    let flags = 0;
+    Request { kind, flags, body }
+}
+
 type Found<T> = BTreeMap<IfIndex, Vec<T>>;
+type Decode<T> = fn(&[u8]) -> Option<(IfIndex, Vec<T>)>;
 
 /// Dumps one device, or all for 0.
 async fn read<T>(
     channel: &mut Channel,
     kind: u16,
     ifindex: IfIndex,
-    decode: fn(&[u8]) -> Option<(IfIndex, Vec<T>)>,
+    decode: Decode<T>,
 ) -> Result<Found<T>, Failure> {
-    let mut body = vec![libc::AF_BRIDGE as u8, 0, 0, 0];
-    body.extend(ifindex.to_ne_bytes());
     let request = Request {
         kind,
         flags: NLM_F_DUMP,
-        body,
+        body: header(ifindex),
     };
     let mut found = Found::new();
     channel
@@ -193,5 +243,24 @@ fn every<T>(all: Result<Found<T>, Failure>, what: &'static str) -> Result<Found<
     match all {
         Err(failure) if failure.errno() == Some(libc::EOPNOTSUPP) => Ok(Found::new()),
         all => all.map_err(|failure| failure.during("read", what)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_membership_that_is_asked_for_reads_back() {
+        let request = membership(RTM_NEWVLAN, 7, vlandb::FLAG_PVID, 10);
+        let expected = VlanRange {
+            first: 10,
+            last: 10,
+            pvid: true,
+            untagged: false,
+            state: FORWARDING,
+            tunnel: None,
+        };
+        assert_eq!(vlans(&request.body), Some((7, vec![expected])));
     }
 }

@@ -43,11 +43,11 @@ impl Watch<'_> {
         let told = tokio::time::timeout(WAIT, async {
             loop {
                 let events = self.events.next().await.unwrap();
-                let here = events.into_iter().filter_map(|event| match event {
+                let mut here = events.into_iter().filter_map(|event| match event {
                     Event::Vlans(port, vlans) if port == ifindex => Some(vlans),
                     _ => None,
                 });
-                if here.last().as_deref() == Some(expected) {
+                if here.next_back().as_deref() == Some(expected) {
                     break;
                 }
             }

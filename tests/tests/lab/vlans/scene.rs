@@ -78,7 +78,7 @@ impl Layout {
         let mut lines = String::new();
         let mut add = |line: String| lines += &(line + "\n");
         if self != Self::Bridges {
-            add("ip link add br0 type bridge vlan_filtering 1 vlan_default_pvid 0".to_owned());
+            add("ip link add br0 type bridge vlan_filtering 1".to_owned());
         }
         if self == Self::Single {
             add(format!(
@@ -106,6 +106,7 @@ impl Layout {
             ));
             add(format!("ip link set {vxlan} mtu {VM_MTU} master {bridge}"));
             if self == Self::Vlans {
+                add(format!("bridge vlan del dev {vxlan} vid 1"));
                 add(format!(
                     "bridge vlan add dev {vxlan} vid {vlan} pvid untagged"
                 ));
@@ -155,8 +156,8 @@ impl Scene {
         }
     }
 
-    /// A VM in a segment; `number` makes its MAC and address.
-    pub fn add_vm(&mut self, host: usize, n: usize, number: u8) -> usize {
+    /// A VM in no segment yet; `number` makes its MAC and address.
+    pub fn add_loose_vm(&mut self, host: usize, number: u8) -> usize {
         let index = self.lab.add_vm(host).unwrap();
         let vm = &mut self.lab.vms[index];
         vm.mac = MacAddr([2, 0, 0, 0, 0, number]);
@@ -169,7 +170,13 @@ impl Scene {
                 vm.mac, vm.address
             ))
             .unwrap();
-        let (port, bridge) = (&vm.port, self.layout.bridge(n));
+        index
+    }
+
+    /// A VM in a segment.
+    pub fn add_vm(&mut self, host: usize, n: usize, number: u8) -> usize {
+        let index = self.add_loose_vm(host, number);
+        let (port, bridge) = (&self.lab.vms[index].port, self.layout.bridge(n));
         let netns = &self.lab.hosts[host].netns;
         netns
             .run(&format!("ip link set {port} master {bridge}"))
@@ -177,8 +184,9 @@ impl Scene {
         if self.layout != Layout::Bridges {
             let vlan = VLANS[n];
             netns
-                .run(&format!(
-                    "bridge vlan add dev {port} vid {vlan} pvid untagged"
+                .run_all(&format!(
+                    "bridge vlan del dev {port} vid 1
+                     bridge vlan add dev {port} vid {vlan} pvid untagged"
                 ))
                 .unwrap();
         }
@@ -195,8 +203,16 @@ impl Scene {
 
     /// Daemons on the first two hosts, all ports on the XDP hook.
     pub fn start(&mut self) {
-        let ports: Vec<&str> = self.lab.vms.iter().map(|vm| vm.port.as_str()).collect();
-        let daemons = (0..2).map(|i| Daemon::start(&self.lab.hosts[i], &ports).unwrap());
+        self.start_with(|_| "xdp");
+    }
+
+    /// The same with a choice of hooks.
+    pub fn start_with(&mut self, hook: impl Fn(usize) -> &'static str) {
+        let ports = self.lab.vms.iter().enumerate();
+        let config: String = ports
+            .map(|(index, vm)| format!("[ports.{}]\nhook = \"{}\"\n", vm.port, hook(index)))
+            .collect();
+        let daemons = (0..2).map(|i| Daemon::with_config(&self.lab.hosts[i], &config).unwrap());
         self.daemons = daemons.collect();
     }
 

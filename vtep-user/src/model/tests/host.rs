@@ -206,7 +206,6 @@ impl Kernel {
             neighbours: hops.collect(),
             filters: self.filters(),
             redirect_targets: None,
-            ..Snapshot::default()
         }
     }
 

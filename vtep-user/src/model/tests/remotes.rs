@@ -275,3 +275,41 @@ fn a_host_that_moves_is_one_store_for_all_segments() {
     assert_eq!(rows[0].dev.as_deref(), Some("eth0"));
     assert_eq!(rows[0].next_hop, Some(GATEWAY));
 }
+
+#[test]
+fn uplinks_of_other_kinds_say_what_becomes_of_them() {
+    let row = |change: &dyn Fn(&mut Snapshot)| {
+        let mut host = small_host();
+        change(&mut host);
+        let rows = Sim::started(host).model.uplinks();
+        rows.into_iter().find(|uplink| uplink.name == "eth0")
+    };
+    let kind = |kind: &str| {
+        row(&|host: &mut Snapshot| {
+            let eth0 = host.links.iter_mut().find(|l| l.ifindex == ETH0).unwrap();
+            eth0.kind = LinkKind::Other(kind.to_owned());
+        })
+    };
+    let in_a = |kind: &str| {
+        let row = row(&|host: &mut Snapshot| {
+            let eth0 = host.links.iter_mut().find(|l| l.ifindex == ETH0).unwrap();
+            eth0.master = Some(99);
+            let master = Link {
+                ifindex: 99,
+                name: "above".to_owned(),
+                kind: LinkKind::Other(kind.to_owned()),
+                master: None,
+                ..eth0.clone()
+            };
+            host.links.push(master);
+        });
+        row.unwrap().reason.unwrap_or_default().to_string()
+    };
+    assert_eq!(kind("bond").unwrap().reason, None);
+    let reason = kind("vlan").unwrap().reason.unwrap();
+    assert!(reason.starts_with("VLAN devices have no XDP"), "{reason}");
+    assert!(kind("dummy").is_none());
+    assert!(kind("vrf").is_none());
+    assert_eq!(in_a("vrf"), "it is in VRF above");
+    assert_eq!(in_a("bond"), "it is a link of above: that is the uplink");
+}
