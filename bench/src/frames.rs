@@ -28,34 +28,37 @@ fn ethernet(source: MacAddr, destination: MacAddr, packet: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Put in the UDP checksum.
+fn finish(packet: &mut [u8], source: [u8; 4], destination: [u8; 4]) {
+    let length = packet.len() as u16 - 20;
+    let sum = checksum::udp_pseudo_v4(source, destination, length)
+        + u64::from(checksum::bytes(&packet[20..]));
+    packet[26..28].copy_from_slice(&(!checksum::fold(sum)).to_ne_bytes());
+}
+
 /// A UDP frame of `bytes` bytes without frame check sequence: "64 bytes" on the
-/// wire are 60 here.
-pub fn plain(source: MacAddr, destination: MacAddr, bytes: usize) -> Vec<u8> {
-    let payload = vec![0x5a; bytes - 42];
-    ethernet(
-        source,
-        destination,
-        &ipv4_udp([10, 0, 0, 1], [10, 0, 0, 2], [1000, 2000], &payload),
-    )
+/// wire are 60 here. Frames that are changed later cannot have a checksum.
+pub fn plain(source: MacAddr, destination: MacAddr, bytes: usize, checksum: bool) -> Vec<u8> {
+    let (from, to) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let mut packet = ipv4_udp(from, to, [1000, 2000], &vec![0x5a; bytes - 42]);
+    if checksum {
+        finish(&mut packet, from, to);
+    }
+    ethernet(source, destination, &packet)
 }
 
 /// What [`encapsulated`] puts in front.
 pub const OUTER_BYTES: u32 = 50;
 
 /// `inner` as it comes from the remote. Linux peers send a UDP checksum by
-/// default; frames that are changed later cannot have one.
+/// default; as for [`plain`].
 pub fn encapsulated(inner: &[u8], checksum: bool) -> Vec<u8> {
     let mut payload = vec![8, 0, 0, 0];
     payload.extend((VNI << 8).to_be_bytes());
     payload.extend(inner);
     let mut packet = ipv4_udp(REMOTE_IP, LOCAL_IP, [50_000, 4789], &payload);
-    let length = packet.len() as u16 - 20;
-    if !checksum {
-        return ethernet(ROUTER_MAC, UPLINK_MAC, &packet);
+    if checksum {
+        finish(&mut packet, REMOTE_IP, LOCAL_IP);
     }
-    let sum = checksum::udp_pseudo_v4(REMOTE_IP, LOCAL_IP, length)
-        + checksum::bytes(&packet[20..]) as u64;
-    let sum = !checksum::fold(sum);
-    packet[26..28].copy_from_slice(&sum.to_ne_bytes());
     ethernet(ROUTER_MAC, UPLINK_MAC, &packet)
 }

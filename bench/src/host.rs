@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use vtep_common::MacAddr;
 
 use crate::contest::Port;
@@ -104,6 +105,16 @@ pub fn make_wires(port: Port) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Frames that a device has received.
+pub fn received(device: &str) -> Result<u64> {
+    let output = Command::new("ip")
+        .args(["-json", "-statistics", "link", "show", "dev", device])
+        .output()?;
+    let links: Value = serde_json::from_slice(&output.stdout)?;
+    let frames = links[0]["stats64"]["rx"]["packets"].as_u64();
+    frames.with_context(|| format!("no counters of {device}"))
 }
 
 /// A socket of the guest that sends as fast as it can.
