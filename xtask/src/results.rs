@@ -48,13 +48,32 @@ impl Sum {
             self.failed += count(counts, " failed");
             self.skipped += count(counts, " ignored");
         } else if let Some((name, result)) = test_line(line) {
-            name.clone_into(&mut self.running);
-            if result.starts_with("FAILED") {
-                self.failures.push(name.to_owned());
+            self.running.clear();
+            match result {
+                "FAILED" => self.failures.push(name.to_owned()),
+                "ok" => {}
+                _ if result.starts_with("ignored") => {}
+                _ => name.clone_into(&mut self.running),
             }
         } else if line == "FAILED" {
             self.failures.push(std::mem::take(&mut self.running));
+        } else if line == "ok" {
+            self.running.clear();
         }
+    }
+
+    /// Whether a test has begun and not said its result.
+    pub fn is_inside_test(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// The sum of other test programs.
+    pub fn merge(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.failures.extend(other.failures);
+        self.skips.extend(other.skips);
     }
 
     /// Take out the skips of tests that `cargo xtask vm` can run: their names.

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -75,6 +76,8 @@ const LEFT_OUT: &[(&str, &str)] = &[
 
 /// How much slower than a real machine it is, for the deadlines of tests.
 const PATIENCE: u32 = 10;
+/// At a time; each takes some 400 MiB.
+const MACHINES_MAX: usize = 4;
 /// Time for all of them.
 const LIMIT: Duration = Duration::from_secs(3600);
 
@@ -110,7 +113,8 @@ pub fn prepare(series: Series) -> Result<Kernel> {
     kernel::get(series)
 }
 
-/// Boot once, run the tests that `wanted` names, add up.
+/// Run the tests that `wanted` names, add up. Each processor of this host gets a
+/// machine with its share of them.
 pub fn run(kernel: &Kernel, wanted: &dyn Fn(&str) -> bool, sum: &mut Sum) -> Result<()> {
     eprintln!("test: {WHAT}: compiling");
     let tests = compile_tests()?;
@@ -119,29 +123,64 @@ pub fn run(kernel: &Kernel, wanted: &dyn Fn(&str) -> bool, sum: &mut Sum) -> Res
     let directory = workspace().join(format!("target/vm/run-{}", std::process::id()));
     fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
     let _cleanup = Cleanup(&directory);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let machines = processors.min(MACHINES_MAX).min(names.len());
     let initramfs = directory.join("initramfs.cpio");
     let mut bytes = fs::read(&kernel.modules)?;
-    bytes.extend(userland(&tests, &names, &directory)?);
+    bytes.extend(userland(&tests, &names, machines, &directory)?);
     fs::write(&initramfs, bytes)?;
-    eprintln!("test: {WHAT}: booting");
-    let machine = Machine {
-        kernel: kernel.image.clone(),
-        initramfs,
-        log: workspace().join("target/vm/kernel.log"),
-        limit: LIMIT,
+    eprintln!("test: {WHAT}: booting, {machines} of them");
+    let shown = Mutex::new(Shown::new(WHAT));
+    let results: Vec<(Sum, Result<()>)> = std::thread::scope(|scope| {
+        let start = |number: usize| {
+            let machine = Machine {
+                number,
+                kernel: kernel.image.clone(),
+                initramfs: initramfs.clone(),
+                log: workspace().join(format!("target/vm/kernel-{number}.log")),
+                limit: LIMIT,
+            };
+            let shown = &shown;
+            scope.spawn(move || {
+                let mut sum = Sum::default();
+                let result = share(&machine, shown, &mut sum);
+                (sum, result)
+            })
+        };
+        let running: Vec<_> = (0..machines).map(start).collect();
+        running.into_iter().filter_map(|r| r.join().ok()).collect()
+    });
+    drop(shown);
+    let mut all = Ok(());
+    for (part, result) in results {
+        sum.merge(part);
+        all = all.and(result);
+    }
+    all
+}
+
+/// One machine's tests.
+fn share(machine: &Machine, shown: &Mutex<Shown>, sum: &mut Sum) -> Result<()> {
+    // Lines of one test stay together.
+    let mut lines: Vec<String> = Vec::new();
+    let show = |lines: &mut Vec<String>| {
+        if let Ok(mut shown) = shown.lock() {
+            lines.drain(..).for_each(|line| shown.line(&line));
+        }
     };
-    let failed_before = sum.failed;
-    let mut shown = Shown::new(WHAT);
     let status = machine.run(|line| {
         sum.add(line);
-        shown.line(line);
-    })?;
-    drop(shown);
-    if status != 0 && sum.failed == failed_before {
-        bail!("the test program ended with status {status} without a failed test: see above");
+        lines.push(line.to_owned());
+        if !sum.is_inside_test() {
+            show(&mut lines);
+        }
+    });
+    show(&mut lines);
+    if status? != 0 && sum.failed == 0 {
+        bail!("the test program ended with a status without a failed test: see above");
     }
     ensure!(
-        std::mem::take(&mut sum.open) == 0,
+        sum.open == 0,
         "the test program ended in the middle: see above"
     );
     Ok(())
@@ -189,7 +228,7 @@ fn names(tests: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<Vec<String>> {
 }
 
 /// Everything but the modules.
-fn userland(tests: &Path, names: &[String], scratch: &Path) -> Result<Vec<u8>> {
+fn userland(tests: &Path, names: &[String], machines: usize, scratch: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in [
         "dev", "proc", "sys", "run", "tmp", "root", "etc", "usr/bin", "usr/sbin",
@@ -198,7 +237,15 @@ fn userland(tests: &Path, names: &[String], scratch: &Path) -> Result<Vec<u8>> {
     }
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, include_bytes!("vm/init.sh"));
-    archive.file("work.sh", 0o644, work(names).as_bytes());
+    for number in 0..machines {
+        let share: Vec<&str> = names
+            .iter()
+            .skip(number)
+            .step_by(machines)
+            .map(String::as_str)
+            .collect();
+        archive.file(&format!("work-{number}.sh"), 0o644, work(&share).as_bytes());
+    }
     let users = b"root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
     archive.file("etc/passwd", 0o644, users);
     let mut libraries = BTreeSet::new();
@@ -238,8 +285,8 @@ fn userland(tests: &Path, names: &[String], scratch: &Path) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// What the machine does.
-fn work(names: &[String]) -> String {
+/// What a machine does.
+fn work(names: &[&str]) -> String {
     format!(
         "export VTEP_BIN={VTEP} VTEP_EBPF_DIR={EBPF_DIR} VTEP_TESTS_REQUIRE=root,devices \
          VTEP_TESTS_PATIENCE={PATIENCE}\n\

@@ -1,17 +1,16 @@
 //! The commands that write: segments, ports and entries on hosts that have
 //! nothing, what they leave behind, and what they refuse.
 
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use vtep_common::MacAddr;
-use vtep_tests::daemon::{Daemon, binary, refusal};
+use vtep_tests::daemon::Daemon;
 use vtep_tests::is_root;
 use vtep_tests::lab::{Lab, Options};
 
 /// Hosts without segment, a daemon on each.
-fn bare(hosts: usize) -> (Lab, Vec<Daemon>) {
+pub fn bare(hosts: usize) -> (Lab, Vec<Daemon>) {
     let lab = Lab::with(&Options {
         hosts,
         segment: false,
@@ -25,7 +24,7 @@ fn bare(hosts: usize) -> (Lab, Vec<Daemon>) {
 }
 
 /// The words of a command line.
-fn words(line: &str) -> Vec<&str> {
+pub fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
 }
 
@@ -50,7 +49,7 @@ fn refuse_with(daemon: &Daemon, line: &str, status: i32, parts: &[&str]) {
 }
 
 /// Two hosts with VNI 100, a VM on each, ports and remotes set.
-fn two_hosts() -> (Lab, Vec<Daemon>) {
+pub fn two_hosts() -> (Lab, Vec<Daemon>) {
     let (mut lab, daemons) = bare(2);
     for (host, daemon) in daemons.iter().enumerate() {
         let vm = lab.add_vm(host).unwrap();
@@ -454,153 +453,4 @@ fn wrong_usage_is_one_line_and_exit_2() {
         refuse_with(daemon, line, 2, parts);
     }
     assert_eq!(links(&lab, 0), before);
-}
-
-#[test]
-fn daemons_that_cannot_run_say_why() {
-    if !is_root("daemons_that_cannot_run_say_why") {
-        return;
-    }
-    let (lab, daemons) = bare(1);
-    let instance = daemons[0].instance();
-    let netns = lab.hosts[0].netns.name();
-    let vtep = |line: &str| {
-        let mut command = Command::new(binary());
-        command.args(words(line));
-        command
-    };
-    // A second one on the same instance.
-    let mut second = vtep(&format!("--instance {instance} --netns {netns} run"));
-    let (code, text) = refusal(&mut second).unwrap();
-    assert_eq!(code, 1, "{text}");
-    let pid = daemons[0].pid().unwrap();
-    assert!(
-        text.contains("already running") && text.contains(&format!("pid {pid}")),
-        "{text}"
-    );
-    assert!(text.contains("--instance"), "{text}");
-    daemons[0].json(&["status"]).unwrap();
-
-    // Not root.
-    let as_nobody = |line: &str| {
-        let mut command = Command::new("setpriv");
-        command.args([
-            "--reuid",
-            "65534",
-            "--regid",
-            "65534",
-            "--clear-groups",
-            "--",
-        ]);
-        // A copy where anybody may execute it.
-        command.arg(std::env::temp_dir().join(format!("vtep-{}", std::process::id())));
-        command.args(words(line));
-        refusal(&mut command).unwrap()
-    };
-    let copy = std::env::temp_dir().join(format!("vtep-{}", std::process::id()));
-    std::fs::copy(binary(), &copy).unwrap();
-    let results = [
-        as_nobody("--instance lab-nobody run"),
-        as_nobody(&format!("--instance {instance} status")),
-        as_nobody(&format!("--instance {instance} unload")),
-        as_nobody(&format!("--netns {netns} --instance lab-nobody run")),
-    ];
-    std::fs::remove_file(&copy).unwrap();
-    for (code, text) in results {
-        assert_eq!(code, 1, "{text}");
-        assert!(text.contains("root"), "{text}");
-        assert!(!text.contains("os error"), "{text}");
-    }
-
-    // `ip netns exec` hides the BPF file system.
-    let mut hidden = Command::new("ip");
-    hidden.args(["netns", "exec", netns]).arg(binary());
-    hidden.args(["--instance", "lab-hidden", "run"]);
-    let (code, text) = refusal(&mut hidden).unwrap();
-    assert_eq!(code, 1, "{text}");
-    for part in ["/sys/fs/bpf", "--netns"] {
-        assert!(text.contains(part), "{text}");
-    }
-    // Nobody there.
-    let (code, text) = refusal(&mut vtep("--instance lab-nobody status")).unwrap();
-    assert_eq!(code, 1, "{text}");
-    assert!(text.contains("no daemon for instance lab-nobody"), "{text}");
-    assert!(text.contains("vtep --instance lab-nobody run"), "{text}");
-    let (code, text) = refusal(&mut vtep("--netns lab-none --instance lab-nobody run")).unwrap();
-    assert_eq!(code, 1, "{text}");
-    assert!(
-        text.contains("lab-none") && text.contains("ip netns"),
-        "{text}"
-    );
-    let (code, text) = refusal(&mut vtep("--instance a/b status")).unwrap();
-    assert_eq!(code, 2, "{text}");
-    for left in [
-        "/run/vtep/lab-hidden.sock",
-        "/sys/fs/bpf/vtep/lab-hidden",
-        "/sys/fs/bpf/vtep/lab-nobody",
-    ] {
-        assert!(!std::path::Path::new(left).exists(), "{left}");
-    }
-}
-
-#[test]
-fn socket_speaks_plain_http() {
-    use std::io::{Read as _, Write as _};
-    use std::os::unix::net::UnixStream;
-
-    if !is_root("socket_speaks_plain_http") {
-        return;
-    }
-    let (lab, daemons) = two_hosts();
-    lab.vms[0].netns.run("ping -c 1 -W 2 10.0.0.2").unwrap();
-    let ask = |request: &str| {
-        let path = format!("/run/vtep/{}.sock", daemons[0].instance());
-        let mut stream = UnixStream::connect(path).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    };
-    let get = |path: &str| {
-        ask(&format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        ))
-    };
-    let send = |method: &str, path: &str, body: &str| {
-        ask(&format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        ))
-    };
-    let metrics = get("/metrics");
-    assert!(metrics.starts_with("HTTP/1.1 200 OK\r\n"), "{metrics}");
-    for line in [
-        "vtep_ready 1",
-        "vtep_port_accelerated{vni=\"100\",port=\"port1\"} 1",
-        "# EOF",
-    ] {
-        assert!(metrics.lines().any(|l| l == line), "{line}: {metrics}");
-    }
-    let status = get("/v1/status");
-    let body: Value = serde_json::from_str(status.split("\r\n\r\n").nth(1).unwrap()).unwrap();
-    assert_eq!(body["ready"], true);
-    let entry =
-        r#"{"vni":100,"mac":"02:00:00:00:00:07","location":{"kind":"local","port":"port1"}}"#;
-    assert!(send("POST", "/v1/fdb", entry).starts_with("HTTP/1.1 204"));
-    assert!(send("POST", "/v1/fdb", entry).starts_with("HTTP/1.1 409"));
-    assert!(send("PUT", "/v1/fdb", entry).starts_with("HTTP/1.1 204"));
-    assert!(get("/v1/fdb?vni=100&mac=02%3A00%3A00%3A00%3A00%3A07").contains("\"owner\":\"api\""));
-    assert!(send("DELETE", "/v1/fdb/100/02:00:00:00:00:07", "").starts_with("HTTP/1.1 204"));
-    assert!(send("DELETE", "/v1/fdb/100/02:00:00:00:00:07", "").starts_with("HTTP/1.1 404"));
-    let answer = send("POST", "/v1/fdb", "{");
-    assert!(
-        answer.starts_with("HTTP/1.1 400") && answer.contains("request body"),
-        "{answer}"
-    );
-    assert!(get("/v1/nothing").starts_with("HTTP/1.1 404"));
-    assert!(send("DELETE", "/v1/status", "").starts_with("HTTP/1.1 405"));
-    assert!(get("/v1/openapi.yaml").contains("openapi: 3.1"));
 }

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use vtep_common::MacAddr;
 use vtep_tests::daemon::Daemon;
 use vtep_tests::lab::{Family, Lab, Options, Vm};
-use vtep_tests::{is_root, wait_until};
+use vtep_tests::{is_root, on_both_underlays, wait_until};
+
+on_both_underlays!(r31_a_narrower_path_is_found_out_and_told_to_the_vm);
 
 const MACS: [MacAddr; 2] = [MacAddr([2, 0, 0, 0, 7, 1]), MacAddr([2, 0, 0, 0, 7, 2])];
 
@@ -147,4 +149,45 @@ fn segments_on_ipv6_are_made_and_filled_by_commands() {
     let before = daemon.frames("egress-remote").unwrap();
     assert!(ping(&lab, 0, 1));
     assert!(daemon.frames("egress-remote").unwrap() >= before + 10);
+}
+
+/// The kernel learns the MTU of a path from what a router says about a frame
+/// that XDP sent; from then on larger ones are its own.
+fn r31_a_narrower_path_is_found_out_and_told_to_the_vm(underlay: Family) {
+    let mut lab = Lab::with(&Options {
+        underlay,
+        // Routers cut other IPv4 packets.
+        vxlan: if underlay == Family::V4 { "df set" } else { "" }.to_owned(),
+        ..Options::default()
+    })
+    .unwrap();
+    let (a, b) = (lab.add_vm(0).unwrap(), lab.add_vm(1).unwrap());
+    let daemon = Daemon::start(&lab.hosts[0], &[&lab.vms[a].port]).unwrap();
+    assert!(ping(&lab, a, b));
+    daemon.wait_accelerated(lab.vms[b].mac).unwrap();
+    lab.router.run("ip link set to2 mtu 1400").unwrap();
+    let mtu = 1400 - underlay.overhead();
+    let size = lab.vm_mtu - 28;
+    let ping = format!("ping -M do -s {size} -c 1 -W 1 {}", lab.vms[b].address);
+    let before = daemon.frames("egress-remote").unwrap();
+    wait_until(Duration::from_secs(15), "the VM is told", || {
+        let said = lab.vms[a]
+            .netns
+            .run(&ping)
+            .map_err(|error| format!("{error:#}"));
+        Ok(said.is_err_and(|error| {
+            error.contains(&format!("mtu = {mtu}")) || error.contains(&format!("mtu={mtu}"))
+        }))
+    })
+    .unwrap();
+    assert!(
+        daemon.frames("egress-remote").unwrap() > before,
+        "the first was ours"
+    );
+    let fit = format!(
+        "ping -M do -s {} -c 1 -W 1 {}",
+        mtu - 28,
+        lab.vms[b].address
+    );
+    lab.vms[a].netns.run(&fit).unwrap();
 }

@@ -2,6 +2,7 @@
 //! router, the real daemon in front of some of them.
 
 mod control;
+mod daemon;
 mod evpn;
 mod families;
 mod generated;

@@ -179,16 +179,11 @@ fn busy_entries_stay_and_idle_ones_age(layout: Layout) {
     // Ten seconds, for the bridge in hundredths: a virtual machine may stand still for
     // some.
     let (bridge, vxlan) = (layout.bridge(1), layout.vxlan(1));
-    let external = if layout == Layout::Single {
-        "external"
-    } else {
-        ""
-    };
     let netns = &scene.lab.hosts[0].netns;
     netns
         .run_all(&format!(
             "ip link set {bridge} type bridge ageing_time 1000
-             ip link set {vxlan} type vxlan {external} ageing 10"
+             ip link set {vxlan} type vxlan ageing 10"
         ))
         .unwrap();
     scene.start();

@@ -1,11 +1,11 @@
-//! What the tcx programs, the way through the stack and an IPv6 underlay add to
-//! the plain XDP programs of an IPv4 one.
+//! What the tcx programs, the way through the stack, marks and an IPv6 underlay
+//! add to the plain XDP programs of an IPv4 one.
 
 use vtep_common::layout::{
     Mark, Place, REMOTE_DF_INHERIT, REMOTE_NO_PORT_RANGE, REMOTE_TOS_INHERIT, REMOTE_TTL_INHERIT,
     REMOTE_UDP_CHECKSUM, SEGMENT_LEARNING, SEGMENT_STRICT, SEGMENT_ZERO_CHECKSUM, Via, address_v4,
 };
-use vtep_common::{Outcome, checksum};
+use vtep_common::{Outcome, checksum, ecn};
 
 use crate::assert_passes;
 use crate::fixture::*;
@@ -273,5 +273,31 @@ fn r10_strict_segments_drop_and_count_strangers() {
         );
         w.add_peer(address_v4(REMOTE.octets()));
         assert_eq!(w.ingress(&frame).outcome, Outcome::IngressLocal);
+    });
+}
+
+#[test]
+fn r27_every_ecn_cell_is_merged_or_left_to_the_kernel() {
+    World::run(|w| {
+        for outer_tos in 0..4u8 {
+            for inner_tos in 0..4u8 {
+                let inner = with_tos(&udp(FAR, VM0, 100), inner_tos);
+                let frame = Outer {
+                    tos: outer_tos,
+                    ..outer(&inner)
+                }
+                .bytes();
+                let run = w.ingress(&frame);
+                let expected = match ecn::decap(outer_tos, inner_tos) {
+                    ecn::Decap::Keep => inner,
+                    ecn::Decap::Set(mark) => with_tos(&inner, mark),
+                    ecn::Decap::Refuse => {
+                        assert_passes(&run, &frame, Outcome::IngressPassEcn, "ECN");
+                        continue;
+                    }
+                };
+                assert_eq!((run.outcome, run.frame), (Outcome::IngressLocal, expected));
+            }
+        }
     });
 }

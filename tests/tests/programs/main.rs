@@ -8,7 +8,7 @@ mod hooks;
 use fixture::*;
 use frames::*;
 use vtep_common::layout::{Config, Place, SEGMENT_LEARNING};
-use vtep_common::{MacAddr, Outcome, checksum, ecn};
+use vtep_common::{MacAddr, Outcome, checksum};
 
 /// A frame that must pass: same bytes, the kernel's action, this outcome.
 fn assert_passes(run: &Run, frame: &[u8], outcome: Outcome, what: &str) {
@@ -453,32 +453,6 @@ fn r12_own_address_as_outer_source_is_dropped_and_counted() {
             (run.outcome, run.action),
             (Outcome::IngressDropOwnSource, XDP_DROP)
         );
-    });
-}
-
-#[test]
-fn r27_every_ecn_cell_is_merged_or_left_to_the_kernel() {
-    World::run(|w| {
-        for outer_tos in 0..4u8 {
-            for inner_tos in 0..4u8 {
-                let inner = with_tos(&udp(FAR, VM0, 100), inner_tos);
-                let frame = Outer {
-                    tos: outer_tos,
-                    ..outer(&inner)
-                }
-                .bytes();
-                let run = w.ingress(&frame);
-                let expected = match ecn::decap(outer_tos, inner_tos) {
-                    ecn::Decap::Keep => inner,
-                    ecn::Decap::Set(mark) => with_tos(&inner, mark),
-                    ecn::Decap::Refuse => {
-                        assert_passes(&run, &frame, Outcome::IngressPassEcn, "ECN");
-                        continue;
-                    }
-                };
-                assert_eq!((run.outcome, run.frame), (Outcome::IngressLocal, expected));
-            }
-        }
     });
 }
 

@@ -30,6 +30,11 @@ use commands::Pending;
 /// (60 s), so that a neighbour that only XDP uses never looks unused. Filters
 /// that change in silence are looked for at the same time.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(25);
+/// How often routes in use are looked up again: the kernel tells nobody when it
+/// learns the MTU of a path (R31).
+const ROUTES_INTERVAL: Duration = Duration::from_secs(2);
+/// Less often where this is more, to keep look-ups below 1 % of a CPU.
+const ROUTE_PAUSE: Duration = Duration::from_millis(5);
 /// TCM_IFINDEX_MAGIC_BLOCK (rtnetlink.h): a tc filter of several devices.
 const SHARED_TC_BLOCK: IfIndex = u32::MAX;
 /// Refused hooks are tried again after this, then after twice the time, ...
@@ -100,6 +105,7 @@ struct Counts {
 #[derive(Debug, Default)]
 struct Timers {
     confirm: Option<Instant>,
+    routes: Option<Instant>,
     epoch: Option<Instant>,
     retry: Option<(Instant, Duration)>,
 }
@@ -273,6 +279,11 @@ impl Controller {
             (false, Some(_)) => self.timers.confirm = None,
             _ => {}
         }
+        let routes = self.model.routes_in_use();
+        self.timers.routes = (routes > 0).then(|| {
+            let interval = ROUTES_INTERVAL.max(ROUTE_PAUSE * routes);
+            self.timers.routes.unwrap_or(now + interval)
+        });
         self.timers.epoch = match (self.model.refresh_interval(), self.timers.epoch) {
             (None, _) => None,
             (Some(interval), Some(at)) => Some(at.min(now + interval)),
@@ -291,6 +302,7 @@ impl Controller {
         let retry = self.timers.retry.map(|(at, _)| at);
         [
             self.timers.confirm,
+            self.timers.routes,
             self.timers.epoch,
             retry,
             pending,
@@ -308,6 +320,10 @@ impl Controller {
             self.timers.confirm = Some(now + CONFIRM_INTERVAL);
             self.confirm_next_hops().await;
             self.look_at_silent_filters().await?;
+        }
+        if due(self.timers.routes) {
+            self.timers.routes = None;
+            self.model.ask_routes();
         }
         if due(self.timers.epoch) {
             self.timers.epoch = None;

@@ -405,6 +405,15 @@ impl Model {
         self.routes.take_open()
     }
 
+    /// Look up all routes again: something may have changed without a notification.
+    pub fn ask_routes(&mut self) {
+        self.routes.ask_all();
+    }
+
+    pub fn routes_in_use(&self) -> u32 {
+        self.routes.len()
+    }
+
     /// How the kernel would reach a remote; `None`: not at all.
     pub fn route(&mut self, query: &RouteQuery, route: Option<Route>) {
         self.dirty.places |= self.routes.answer(query, route);

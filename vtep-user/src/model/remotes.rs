@@ -132,6 +132,10 @@ impl Routes {
         self.0.entry(query).or_default();
     }
 
+    pub fn len(&self) -> u32 {
+        self.0.len().try_into().unwrap_or(u32::MAX)
+    }
+
     pub fn ask_all(&mut self) {
         for answer in self.0.values_mut() {
             answer.asked = false;

@@ -17,10 +17,11 @@ for module in $(cat /modules/order); do
     insmod "/modules/$module.ko" || echo "vm: module $module is not loaded"
 done
 ip link set lo up
+number=$(sed 's/.*vtep\.number=\([0-9]*\).*/\1/' /proc/cmdline)
 stty -F /dev/ttyS1 raw
 # Closing the line waits until everything is sent.
 (
-    /bin/sh /work.sh
+    /bin/sh "/work-$number.sh"
     echo "vm: exit status $?"
 ) </dev/null >/dev/ttyS1 2>&1
 poweroff -f

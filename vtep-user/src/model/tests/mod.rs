@@ -9,6 +9,7 @@ mod limits;
 mod oracle;
 mod peers;
 mod random;
+mod refusals;
 mod remotes;
 mod v6;
 mod vlan_reasons;
