@@ -148,7 +148,7 @@ impl Twins {
                 };
                 bound()?..bound()?
             }
-            // At tcx the kernel's range (ip_local_port_range), as its hash.
+            // At tcx the kernel's range (ip_local_port_range).
             None if device.hook == Hook::Tcx => 32768..61000,
             None => 49152..u16::MAX,
         };
@@ -361,10 +361,6 @@ impl Twins {
                     "source port {port} not in {:?}",
                     self.source_ports
                 );
-                if self.world.hook == Hook::Tcx {
-                    // Compared with the kernel's, which looks into more than the corpus calls a flow.
-                    continue;
-                }
                 let before = *ports.entry(case.flow).or_insert(port);
                 ensure!(
                     before == port,
@@ -476,7 +472,6 @@ impl std::fmt::Display for Difference {
 
 /// What may differ set to zero where it is right: outer source port, IPv4
 /// identification and the checksums over them. A wrong checksum stays as it is.
-/// At tcx the source port is the kernel's too.
 fn normal_form(tap: Tap, frame: &[u8], world: &World) -> Vec<u8> {
     let mut frame = frame.to_vec();
     if tap != Tap::Wire || frame.len() < 34 {
@@ -514,9 +509,7 @@ fn normal_form(tap: Tap, frame: &[u8], world: &World) -> Vec<u8> {
         }
         frame[udp + 6..udp + 8].fill(0xff);
     }
-    if world.hook == Hook::Xdp {
-        frame[udp..udp + 2].fill(0);
-    }
+    frame[udp..udp + 2].fill(0);
     frame
 }
 

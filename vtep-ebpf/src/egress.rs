@@ -5,6 +5,7 @@
 use vtep_common::Outcome::{self, *};
 use vtep_common::decap::{self, Inner};
 use vtep_common::encap::{Frame, Marks};
+use vtep_common::flow;
 use vtep_common::layout::{Config, FdbKey, Location, Port, PortKey, Remote, SegmentId};
 use vtep_common::wire::{Ethernet, InnerHead, Wire};
 
@@ -21,7 +22,9 @@ pub trait FromPort: Packet {
     fn longest_bytes(&self, head: &InnerHead) -> Option<u32>;
     /// Whether the hook can do it for this kind of frame.
     fn can_encapsulate(&self, head: &InnerHead, remote: &Remote) -> Result<(), Outcome>;
-    fn flow_hash(&self, head: &InnerHead) -> u32;
+    /// The kernel takes the frame, towards the same remote: it must give it the
+    /// same source port.
+    fn hand_over(&self, hash: u32);
     /// UDP source port, host order.
     fn source_port(&self, hash: u32, remote: &Remote, config: &Config) -> u16;
     /// Folded sum of the frame as it will be on the wire.
@@ -131,12 +134,29 @@ fn to_remote<P: FromPort>(
     config: &Config,
 ) -> Result<Way, Outcome> {
     let remote = maps::remote(slot).ok_or(EgressPassKernelDestination)?;
+    let hash = flow::hash(head, packet.get(Ethernet::LEN), packet.get(Ethernet::LEN));
+    let way = behind_headers(packet, head, port, remote, hash, bytes, config);
+    if way.is_err() {
+        packet.hand_over(hash);
+    }
+    way
+}
+
+#[inline(always)]
+fn behind_headers<P: FromPort>(
+    packet: &P,
+    head: &InnerHead,
+    port: &Port,
+    remote: &'static Remote,
+    hash: u32,
+    bytes: u32,
+    config: &Config,
+) -> Result<Way, Outcome> {
     let longest = packet.longest_bytes(head).ok_or(EgressPassTooLong)?;
     if longest > port.tunnel_max_bytes as u32 {
         return Err(EgressPassTooLong);
     }
     packet.can_encapsulate(head, remote)?;
-    let hash = packet.flow_hash(head);
     let inner_sum = if remote.wants_udp_checksum() {
         packet.inner_sum(head)?
     } else {

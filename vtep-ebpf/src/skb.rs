@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
     BPF_F_ADJ_ROOM_FIXED_GSO, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
-use aya_ebpf::helpers::{bpf_get_hash_recalc, bpf_skb_adjust_room, bpf_skb_pull_data};
+use aya_ebpf::helpers::{bpf_set_hash, bpf_skb_adjust_room, bpf_skb_pull_data};
 use aya_ebpf::programs::TcContext;
 use vtep_common::Outcome::{self, *};
 use vtep_common::encap::{self, Frame};
@@ -203,12 +203,12 @@ impl FromPort for SkbPacket<'_> {
         Ok(())
     }
 
-    /// The kernel's own: superframes and single frames of a connection go
-    /// different ways, and must not leave from different ports.
+    /// The kernel makes the port of the buffer's hash. (The other way round, its
+    /// own hash costs more than all our look-ups.)
     #[inline(always)]
-    fn flow_hash(&self, _: &InnerHead) -> u32 {
-        // SAFETY: as above.
-        unsafe { bpf_get_hash_recalc(self.skb()) }
+    fn hand_over(&self, hash: u32) {
+        // SAFETY: as above; cannot fail.
+        unsafe { bpf_set_hash(self.skb(), hash) };
     }
 
     /// As udp_flow_src_port (include/net/udp.h).

@@ -8,7 +8,7 @@ use vtep_common::Outcome::{self, EgressPassTooLong};
 use vtep_common::encap::{self, Frame};
 use vtep_common::flow;
 use vtep_common::layout::{Config, Mark, Remote};
-use vtep_common::wire::{Ethernet, InnerHead, OuterV4, OuterV6, Wire};
+use vtep_common::wire::{InnerHead, OuterV4, OuterV6, Wire};
 
 use crate::egress::FromPort;
 use crate::maps;
@@ -104,10 +104,9 @@ impl FromPort for XdpPacket<'_> {
         Ok(())
     }
 
+    /// The kernel looks at the frame anew.
     #[inline(always)]
-    fn flow_hash(&self, head: &InnerHead) -> u32 {
-        flow::hash(head, self.get(Ethernet::LEN), self.get(Ethernet::LEN))
-    }
+    fn hand_over(&self, _: u32) {}
 
     #[inline(always)]
     fn source_port(&self, hash: u32, remote: &Remote, _: &Config) -> u16 {

@@ -14,6 +14,7 @@ use super::{Case, World, for_all_ports};
 for_all_ports! {
     f15_writes_around_whole_segments_arrive: writes;
     f15_superframes_are_cut_as_the_device_would_and_arrive_whole: superframes;
+    r4_superframes_and_single_frames_of_a_flow_leave_from_one_port: one_port;
     r31_r32_superframes_whose_segments_do_not_fit_fare_as_with_the_kernel: too_long;
 }
 
@@ -83,6 +84,51 @@ fn superframes(case: &Case) {
         }
     }
     assert!(merged > 10, "{merged} of the frames had been merged");
+    world.assert_fast(0);
+}
+
+/// Superframes may be the kernel's, single frames are fast.
+fn one_port(case: &Case) {
+    let mut world = World::new(case);
+    let wire = world.lab.router.enter(|| Socket::open("to1")).unwrap();
+    let [a, b] = world.vms();
+    let from = a.netns.enter(|| Socket::with_headers("eth0")).unwrap();
+    for (n, (addresses, tcp)) in [(V4, true), (V6, true), (V4, false), (V6, false)]
+        .into_iter()
+        .enumerate()
+    {
+        let inner = Inner {
+            macs: [a.mac, b.mac],
+            addresses,
+            ports: [2000 + n as u16, 2000],
+            tcp,
+        };
+        let port = inner.ports[0];
+        for (header, frame) in [
+            inner.partial(&[1; 100]),
+            inner.superframe(&[2; 4000], 1000),
+            inner.partial(&[3; 100]),
+        ] {
+            from.send(&[&header.encode()[..], &frame].concat()).unwrap();
+        }
+        let ours = |frame: &[u8]| {
+            let inner = segments::unwrap(frame, 4789).unwrap();
+            inner.is_some_and(|frame| is_from(frame, port))
+        };
+        let frames = wire.capture(6, Duration::from_secs(2), ours).unwrap();
+        let ports: std::collections::BTreeSet<[u8; 2]> = frames
+            .iter()
+            .map(|frame| {
+                let at = check(frame).unwrap().transport;
+                [frame[at], frame[at + 1]]
+            })
+            .collect();
+        assert_eq!(
+            (frames.len(), ports.len()),
+            (6, 1),
+            "{addresses:?} tcp {tcp}"
+        );
+    }
     world.assert_fast(0);
 }
 
