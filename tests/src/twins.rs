@@ -486,11 +486,27 @@ fn normal_form(tap: Tap, frame: &[u8], world: &World) -> Vec<u8> {
                 frame[24..26].fill(0);
             }
             let fragment = u16::from_be_bytes([frame[20], frame[21]]) & 0x3fff != 0;
-            // Fragments are always the kernel's, on both hosts.
+            // Fragments are always the kernel's, on both hosts; the port in the first is made of
+            // the hash that tcx hands over, and nothing else of the checksum is here.
             if fragment || frame[23] != 17 {
+                let first = frame[20] & 0x1f == 0 && frame[21] == 0;
+                if first && frame[14] == 0x45 && frame[23] == 17 {
+                    clear_port(&mut frame, 34, world);
+                }
                 return frame;
             }
             (26..34, 34)
+        }
+        // A fragment header, offset zero.
+        [0x86, 0xdd]
+            if frame[20] == 44
+                && frame.len() > 70
+                && frame[54] == 17
+                && frame[56] == 0
+                && frame[57] & 0xf8 == 0 =>
+        {
+            clear_port(&mut frame, 62, world);
+            return frame;
         }
         [0x86, 0xdd] if frame[20] == 17 => (22..54, 54),
         _ => return frame,
@@ -511,6 +527,14 @@ fn normal_form(tap: Tap, frame: &[u8], world: &World) -> Vec<u8> {
     }
     frame[udp..udp + 2].fill(0);
     frame
+}
+
+/// Source port of a VXLAN packet, and the checksum over it.
+fn clear_port(frame: &mut [u8], udp: usize, world: &World) {
+    if frame.len() >= udp + 8 && frame[udp + 2..udp + 4] == world.udp_port.to_be_bytes() {
+        frame[udp..udp + 2].fill(0);
+        frame[udp + 6..udp + 8].fill(0);
+    }
 }
 
 fn hex(frame: &[u8]) -> String {
