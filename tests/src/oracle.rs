@@ -16,6 +16,8 @@ use crate::twins::{Device, Hook, Tap, Twins};
 
 /// Of the frames that are meant to be fast, those that have to be, in percent.
 const FAST_PERCENT: u64 = 99;
+/// At most one block in so many frames may differ once, and one more.
+const ONCE_FRAMES: u64 = 1_000_000;
 /// Frames that are described of those that should have been fast and were not.
 const SLOW_DESCRIBED: usize = 5;
 /// Differences that are traced and described; all are counted.
@@ -118,6 +120,9 @@ pub struct Summary {
     pub fast: u64,
     /// The first differences, in full.
     pub descriptions: Vec<String>,
+    /// Blocks that differed and did not when all of them came again: how GRO
+    /// merges what a stack has in hand is a matter of time. Shown, and few.
+    pub once: u64,
     /// Some frames that should have been fast and were not.
     pub slow: Vec<String>,
     /// Growth of every outcome that grew.
@@ -131,7 +136,9 @@ impl Summary {
     }
 
     pub fn is_good(&self) -> bool {
-        self.differences == 0 && self.fast * 100 >= self.meant_fast * FAST_PERCENT
+        self.differences == 0
+            && self.once <= 1 + self.frames / ONCE_FRAMES
+            && self.fast * 100 >= self.meant_fast * FAST_PERCENT
     }
 
     fn difference(&mut self, text: impl FnOnce() -> String) {
@@ -151,7 +158,11 @@ impl std::fmt::Display for Summary {
             self.differences,
             self.fast_percent(),
             self.meant_fast,
-        )
+        )?;
+        match self.once {
+            0 => Ok(()),
+            once => write!(f, "; {once} blocks differed once and not again"),
+        }
     }
 }
 
@@ -345,15 +356,24 @@ impl Bench {
         }
         if traced == 0 {
             let lines: Vec<String> = together.iter().map(ToString::to_string).collect();
-            summary.difference(|| {
-                format!(
-                    "device {}, frames {} to {} from {tap:?}, none of them alone:\n  {}",
-                    self.device,
-                    block * BLOCK,
-                    (block + 1) * BLOCK - 1,
-                    lines.join("\n  ")
-                )
-            });
+            let text = format!(
+                "device {}, frames {} to {} from {tap:?}, none of them alone:\n  {}",
+                self.device,
+                block * BLOCK,
+                (block + 1) * BLOCK - 1,
+                lines.join("\n  ")
+            );
+            self.exchange(tap, cases)?;
+            if self.twins.differences().is_empty() {
+                summary.once += 1;
+                if summary.descriptions.len() < DESCRIBED {
+                    summary
+                        .descriptions
+                        .push(format!("once, not again: {text}"));
+                }
+            } else {
+                summary.difference(|| text);
+            }
         }
         Ok(())
     }
