@@ -207,9 +207,15 @@ impl Lab {
             "ip link add {far} address {gateway_mac} type veth peer name {UPLINK} address {uplink_mac} netns {}",
             netns.name()
         ))?;
-        for (netns, device) in [(&self.router, &*far), (&netns, UPLINK)] {
+        let ends = [(&self.router, &*far), (&netns, UPLINK)];
+        for (netns, device) in ends {
             wire(netns, device, self.underlay_mtu)?;
             netns.run(&format!("ip link set {device} up"))?;
+        }
+        // Both up, each tells the other that it polls, see `plug`.
+        for (netns, device) in ends {
+            netns.run(&format!("ethtool -K {device} gro off"))?;
+            netns.run(&format!("ethtool -K {device} gro on"))?;
         }
         let [gateway, address] = self.connect(number, &netns, underlay)?;
         let host = Host {
