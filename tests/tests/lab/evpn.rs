@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vtep_common::MacAddr;
 use vtep_tests::daemon::Daemon;
-use vtep_tests::frames::{Socket, ipv4_udp, rarp};
+use vtep_tests::frames::{Socket, ethernet, ipv4_udp, rarp};
 use vtep_tests::lab::{BRIDGE, Lab, Options, VXLAN, Vm};
 use vtep_tests::maps::{Maps, Way};
 use vtep_tests::{is_root, wait_until};
@@ -143,9 +143,8 @@ fn r19_r20_sticky_entries_are_not_moved_by_frames() {
         let socket = vm.netns.enter(|| Socket::open("eth0")).unwrap();
         let passed = || scene.daemon.frames("egress-pass-unknown-source").unwrap();
         let before = passed();
-        let mut frame = ipv4_udp([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], &[0; 60]);
-        frame[..6].copy_from_slice(&scene.vm(1).mac.0);
-        frame[6..12].copy_from_slice(&claimed.0);
+        let packet = ipv4_udp([10, 0, 0, 1], [10, 0, 0, 2], [1, 2], &[0; 60]);
+        let frame = ethernet(claimed, scene.vm(1).mac, 0x0800, &packet);
         for _ in 0..50 {
             socket.send(&frame).unwrap();
         }
